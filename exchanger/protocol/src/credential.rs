@@ -1,0 +1,199 @@
+//! What a job receives, in one shape for every backend.
+//!
+//! A credential is a type and named fields. The shapes below are all that the two programs agree
+//! on: a backend that returns an existing shape needs no change in the job's CLI, and the CLI treats
+//! every field that it does not know to be public as a secret.
+
+use crate::secret::Secret;
+use serde::de::{Deserialize, Deserializer, Error as _};
+use std::collections::BTreeMap;
+use zeroize::Zeroizing;
+
+/// Fields that may be shown: everything else in a credential is masked and redacted.
+const PUBLIC_FIELDS: &[&str] =
+    &["type", "host", "port", "database", "username", "sslmode", "expiration", "access_key_id", "region", "url"];
+
+/// One named field of a credential.
+#[derive(Clone, Debug)]
+pub struct Field {
+    /// The field's name, `snake_case`.
+    pub name: String,
+    /// Its value; held as a secret even where it is public, so that `Debug` stays silent.
+    pub value: Secret,
+}
+
+impl Field {
+    /// Whether the value must never be shown.
+    #[must_use]
+    pub fn is_secret(&self) -> bool {
+        !PUBLIC_FIELDS.contains(&self.name.as_str())
+    }
+}
+
+/// What the job receives.
+///
+/// INVARIANT: field names are unique, and none is `type`.
+#[derive(Clone, Debug)]
+pub struct Credential {
+    kind: String,
+    fields: Vec<Field>,
+}
+
+impl Credential {
+    fn of(kind: &str, fields: impl IntoIterator<Item = (&'static str, Secret)>) -> Self {
+        let fields = fields.into_iter().map(|(name, value)| Field { name: name.to_owned(), value }).collect();
+        Self { kind: kind.to_owned(), fields }
+    }
+
+    /// A signed JSON Web Token that jobpass issued.
+    #[must_use]
+    pub fn jwt(token: Secret) -> Self {
+        Self::of("jwt", [("token", token)])
+    }
+
+    /// A bearer token of another system.
+    #[must_use]
+    pub fn bearer(token: Secret) -> Self {
+        Self::of("bearer", [("token", token)])
+    }
+
+    /// The key of an HTTP API at `url`.
+    #[must_use]
+    pub fn api_key(url: &str, key: Secret) -> Self {
+        Self::of("api_key", [("url", url.into()), ("key", key)])
+    }
+
+    /// An AWS session, in the names of AWS's own `credential_process` document; `expiration` is RFC 3339.
+    #[must_use]
+    pub fn aws_session(
+        access_key_id: &str,
+        secret_access_key: Secret,
+        session_token: Secret,
+        expiration: &str,
+    ) -> Self {
+        Self::of(
+            "aws_session",
+            [
+                ("access_key_id", access_key_id.into()),
+                ("secret_access_key", secret_access_key),
+                ("session_token", session_token),
+                ("expiration", expiration.into()),
+            ],
+        )
+    }
+
+    /// A login to a database server.
+    #[must_use]
+    pub fn postgres(host: &str, port: u16, database: &str, username: &str, password: Secret, sslmode: &str) -> Self {
+        Self::of(
+            "postgres",
+            [
+                ("host", host.into()),
+                ("port", Secret::new(port.to_string())),
+                ("database", database.into()),
+                ("username", username.into()),
+                ("password", password),
+                ("sslmode", sslmode.into()),
+            ],
+        )
+    }
+
+    /// The credential's type, such as `postgres`.
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        &self.kind
+    }
+
+    /// The fields, in the order of the wire.
+    #[must_use]
+    pub fn fields(&self) -> &[Field] {
+        &self.fields
+    }
+
+    /// One field by its name.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<&Secret> {
+        self.fields.iter().find(|field| field.name == name).map(|field| &field.value)
+    }
+
+    /// Whether the whole credential is one bearer token (RFC 8693 §2.2.1 `token_type`).
+    #[must_use]
+    pub fn bearer_token(&self) -> Option<&Secret> {
+        match self.kind.as_str() {
+            "jwt" | "bearer" => self.field("token"),
+            _ => None,
+        }
+    }
+
+    /// RFC 8693 §3 token type identifier; our own URN for what the RFC has no word for.
+    #[must_use]
+    pub fn issued_token_type(&self) -> String {
+        match self.kind.as_str() {
+            "jwt" => "urn:ietf:params:oauth:token-type:jwt".to_owned(),
+            "bearer" => "urn:ietf:params:oauth:token-type:access_token".to_owned(),
+            other => format!("urn:jobpass:params:oauth:token-type:{other}"),
+        }
+    }
+
+    /// The compact JSON object, as it stands in an answer. One of the few places where a secret
+    /// leaves its type on purpose.
+    #[must_use]
+    pub fn to_json(&self) -> Zeroizing<String> {
+        let mut out = Zeroizing::new(String::with_capacity(128));
+        out.push_str("{\"type\":");
+        push_json_string(&mut out, &self.kind);
+        for field in &self.fields {
+            out.push(',');
+            push_json_string(&mut out, &field.name);
+            out.push(':');
+            push_json_string(&mut out, field.value.expose());
+        }
+        out.push('}');
+        out
+    }
+}
+
+/// Appends a text as a JSON string (RFC 8259 §7).
+pub(crate) fn push_json_string(out: &mut String, text: &str) {
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if (c as u32) < 0x20 => {
+                use std::fmt::Write as _;
+                let _ = write!(out, "\\u{:04x}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+}
+
+impl<'de> Deserialize<'de> for Credential {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Order is of no meaning to a receiver, so a sorted map is enough.
+        let mut map = BTreeMap::<String, String>::deserialize(deserializer)?;
+        let kind = map.remove("type").ok_or_else(|| D::Error::missing_field("type"))?;
+        let fields = map.into_iter().map(|(name, value)| Field { name, value: Secret::new(value) }).collect();
+        Ok(Self { kind, fields })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_read_back_whole() {
+        let hard = "a\"b\\c\nd\u{1}é";
+        let sent = Credential::postgres("db.example", 5432, "app", "jobpass_1", hard.into(), "require");
+        let got: Credential = serde_json::from_str(&sent.to_json()).expect("own JSON parses");
+        assert_eq!(got.kind(), "postgres");
+        assert_eq!(got.field("password").map(Secret::expose), Some(hard));
+        assert_eq!(got.fields().iter().filter(|f| f.is_secret()).count(), 1);
+    }
+}
