@@ -1,0 +1,624 @@
+//! The claims of a verified token, parsed once and strictly.
+//!
+//! Nothing here verifies anything. Duplicate members are refused at every level, so that no two
+//! readers can see a token differently; a claim whose value has the wrong type is unusable, which
+//! no matcher matches, not even `absent`.
+
+use crate::issuer::{Kind, Profile, Slot};
+use serde::{
+    Serialize, Serializer,
+    de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor},
+    ser::SerializeMap,
+};
+use std::{
+    borrow::Cow,
+    fmt,
+    sync::{Arc, OnceLock},
+};
+
+/// How deep a payload may nest; Kubernetes, the deepest that we know, nests three levels.
+pub const MAX_DEPTH: usize = 16;
+
+/// Why a payload is not one whose claims can be used. Never holds a claim's value.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClaimsError {
+    /// Not a JSON object, or a member is there twice, or it nests deeper than [`MAX_DEPTH`].
+    #[error("the token's payload is not a JSON object with unique members, at most {MAX_DEPTH} levels deep")]
+    Json,
+    /// A registered claim is not there.
+    #[error("the token has no `{0}`")]
+    Missing(String),
+    /// A registered or required claim has the wrong type.
+    #[error("the token's `{claim}` is not {expected}")]
+    Type {
+        /// The claim.
+        claim: String,
+        /// What it has to be, in words.
+        expected: &'static str,
+    },
+}
+
+/// The registered claims (RFC 7519 §4.1), typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// `iss`.
+    pub iss: String,
+    /// `sub`.
+    pub sub: Option<String>,
+    /// `aud`, one or more.
+    pub aud: Vec<String>,
+    /// Whether `aud` was a string, not a list.
+    pub aud_is_single: bool,
+    /// `exp` in epoch seconds.
+    pub exp: i64,
+    /// `nbf` in epoch seconds.
+    pub nbf: Option<i64>,
+    /// `iat` in epoch seconds.
+    pub iat: i64,
+    /// `jti`.
+    pub jti: Option<String>,
+}
+
+/// A claim's value, normalised to the type that the profile gives it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Text.
+    Text(Box<str>),
+    /// A whole number.
+    Int(i64),
+    /// True or false.
+    Bool(bool),
+    /// A list of texts.
+    List(Box<[Box<str>]>),
+    /// Anything else.
+    Json(serde_json::Value),
+}
+
+impl Value {
+    /// The text of a scalar; `None` for lists and objects.
+    #[must_use]
+    pub fn text(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Self::Text(text) => Some(Cow::Borrowed(text)),
+            Self::Int(number) => Some(Cow::Owned(number.to_string())),
+            Self::Bool(yes) => Some(Cow::Borrowed(if *yes { "true" } else { "false" })),
+            Self::List(_) | Self::Json(_) => None,
+        }
+    }
+}
+
+impl Serialize for Value {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Text(text) => serializer.serialize_str(text),
+            Self::Int(number) => serializer.serialize_i64(*number),
+            Self::Bool(yes) => serializer.serialize_bool(*yes),
+            Self::List(items) => items.serialize(serializer),
+            Self::Json(value) => value.serialize(serializer),
+        }
+    }
+}
+
+/// What a token holds of one claim.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) enum Held {
+    /// Not there, or null.
+    #[default]
+    Absent,
+    /// There, but of the wrong type or shape: matched by nothing.
+    Unusable,
+    /// A value.
+    Is(Value),
+}
+
+impl Held {
+    pub(crate) fn value(&self) -> Option<&Value> {
+        match self {
+            Self::Is(value) => Some(value),
+            Self::Absent | Self::Unusable => None,
+        }
+    }
+}
+
+static ABSENT: Held = Held::Absent;
+
+/// A verified token's payload.
+///
+/// INVARIANT: made by [`Claims::parse`] only, so every value has the type that its profile gives it.
+pub struct Claims {
+    profile: Arc<Profile>,
+    payload: Box<str>,
+    registered: Registered,
+    held: Vec<Held>,
+    named: Vec<(Box<str>, Held)>,
+    unknown: Vec<Box<str>>,
+    /// Cut out of other claims when first asked for: most rules never do.
+    derived: OnceLock<Vec<Held>>,
+}
+
+impl fmt::Debug for Claims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claims").field("profile", &self.profile.name()).finish_non_exhaustive()
+    }
+}
+
+impl Claims {
+    /// Parses the payload of a token of this profile.
+    ///
+    /// # Errors
+    /// See [`ClaimsError`].
+    pub fn parse(profile: &Arc<Profile>, payload: &[u8]) -> Result<Self, ClaimsError> {
+        let payload = std::str::from_utf8(payload).map_err(|_| ClaimsError::Json)?;
+        let mut json = serde_json::Deserializer::from_str(payload);
+        let node = Strict { depth: 0 }.deserialize(&mut json).map_err(|_| ClaimsError::Json)?;
+        json.end().map_err(|_| ClaimsError::Json)?;
+        let Node::Object(members) = node else { return Err(ClaimsError::Json) };
+
+        let mut draft = Draft::default();
+        let mut held = Vec::new();
+        held.resize_with(profile.first_derived(), Held::default);
+        let (mut named, mut unknown) = (Vec::new(), Vec::new());
+        for (member, node) in &members {
+            let registered = draft.take(member, node)?;
+            match profile.readers(member) {
+                Some(readers) => {
+                    for reader in readers {
+                        let place = held.get_mut(reader.slot as usize);
+                        if let (Some(place), Some(claim)) = (place, profile.claim_at(reader.slot)) {
+                            *place = node.at(&reader.path).map_or(Held::Absent, |node| node.held(claim.kind));
+                            if let Held::Is(Value::Text(text)) = &*place
+                                && profile.misshapen(reader.slot, text)
+                            {
+                                *place = Held::Unusable;
+                            }
+                        }
+                    }
+                }
+                None if registered => {}
+                None => match profile.claim(member) {
+                    Some(claim) => named.push((Box::from(&**member), node.held(claim.kind))),
+                    None => unknown.push(Box::from(&**member)),
+                },
+            }
+        }
+        let claims = Self {
+            profile: Arc::clone(profile),
+            payload: payload.into(),
+            registered: draft.finish()?,
+            held,
+            named,
+            unknown,
+            derived: OnceLock::new(),
+        };
+        claims.check_required()?;
+        Ok(claims)
+    }
+
+    /// The profile that these claims were read by.
+    #[must_use]
+    pub fn profile(&self) -> &Arc<Profile> {
+        &self.profile
+    }
+
+    /// The registered claims.
+    #[must_use]
+    pub fn registered(&self) -> &Registered {
+        &self.registered
+    }
+
+    /// A claim's value, where it is there and usable.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.profile.slot(name).and_then(|slot| self.held(&slot).value())
+    }
+
+    /// The text of a claim that is a scalar.
+    #[must_use]
+    pub fn text(&self, name: &str) -> Option<Cow<'_, str>> {
+        self.get(name).and_then(Value::text)
+    }
+
+    /// Whose job it is, by the profile's tenant claim.
+    #[must_use]
+    pub fn tenant(&self) -> Option<Cow<'_, str>> {
+        self.profile.tenant_claim().and_then(|claim| self.text(claim))
+    }
+
+    /// The claims that the audit log may keep, in a fixed order.
+    #[must_use]
+    pub fn recorded(&self) -> Recorded<'_> {
+        Recorded(self)
+    }
+
+    /// Members that the profile does not know: report them, never trust them.
+    pub fn unknown(&self) -> impl Iterator<Item = &str> {
+        self.unknown.iter().map(|name| &**name)
+    }
+
+    /// All claims as a text to keep with a lease, so that a renewal can decide again.
+    #[must_use]
+    pub fn to_stored(&self) -> String {
+        self.payload.clone().into()
+    }
+
+    /// The claims of a kept text.
+    ///
+    /// # Errors
+    /// When the profile has changed so that the text no longer fits it, or the text is none of ours.
+    pub fn from_stored(profile: &Arc<Profile>, text: &str) -> Result<Self, ClaimsError> {
+        Self::parse(profile, text.as_bytes())
+    }
+
+    pub(crate) fn held(&self, slot: &Slot) -> &Held {
+        match slot {
+            Slot::Known(slot) => {
+                let slot = *slot as usize;
+                match slot.checked_sub(self.held.len()) {
+                    None => self.held.get(slot),
+                    Some(derived) => self.derived.get_or_init(|| self.derive()).get(derived),
+                }
+                .unwrap_or(&ABSENT)
+            }
+            Slot::Named(name) => self.named.iter().find(|(known, _)| known == name).map_or(&ABSENT, |(_, held)| held),
+        }
+    }
+
+    fn derive(&self) -> Vec<Held> {
+        let first = self.profile.first_derived();
+        let mut derived = vec![Held::Absent; self.profile.slots() - first];
+        for derivation in self.profile.derivations() {
+            let Some(Held::Is(Value::Text(text))) = self.held.get(derivation.from as usize) else { continue };
+            let Some(captures) = derivation.patterns.iter().find_map(|pattern| pattern.captures(text)) else {
+                continue;
+            };
+            for (name, target) in &derivation.targets {
+                let place = derived.get_mut(*target as usize - first);
+                if let (Some(place), Some(part)) = (place, captures.name(name)) {
+                    *place = Held::Is(Value::Text(part.as_str().into()));
+                }
+            }
+        }
+        derived
+    }
+
+    fn check_required(&self) -> Result<(), ClaimsError> {
+        if self.profile.has_jti() && self.registered.jti.is_none() {
+            return Err(ClaimsError::Missing("jti".into()));
+        }
+        for name in self.profile.required_claims() {
+            match self.profile.slot(name).map(|slot| (self.held(&slot), slot)) {
+                Some((Held::Is(_), _)) => {}
+                // A subject of unknown shape is a customised one: usable by nobody, but not malformed.
+                Some((Held::Unusable, _)) if name == "sub" && self.registered.sub.is_some() => {}
+                Some((Held::Unusable, _)) => {
+                    let expected = self.profile.claim(name).map_or("text", |claim| claim.kind.words());
+                    return Err(ClaimsError::Type { claim: name.clone(), expected });
+                }
+                Some((Held::Absent, _)) | None => return Err(ClaimsError::Missing(name.clone())),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// See [`Claims::recorded`].
+#[derive(Clone, Copy)]
+pub struct Recorded<'a>(&'a Claims);
+
+impl Serialize for Recorded<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        let Self(claims) = self;
+        for (slot, held) in claims.held.iter().enumerate() {
+            let claim = u32::try_from(slot).ok().and_then(|slot| claims.profile.claim_at(slot));
+            if let (Some(claim), Held::Is(value)) = (claim.filter(|claim| claim.recorded), held) {
+                map.serialize_entry(&claim.name, value)?;
+            }
+        }
+        for (name, held) in &claims.named {
+            if let (Some(true), Held::Is(value)) = (claims.profile.claim(name).map(|claim| claim.recorded), held) {
+                map.serialize_entry(name, value)?;
+            }
+        }
+        map.end()
+    }
+}
+
+/// The registered claims while they are collected.
+#[derive(Default)]
+struct Draft {
+    iss: Option<String>,
+    sub: Option<String>,
+    aud: Option<(Vec<String>, bool)>,
+    exp: Option<i64>,
+    nbf: Option<i64>,
+    iat: Option<i64>,
+    jti: Option<String>,
+}
+
+impl Draft {
+    /// Whether `member` is a registered claim; keeps it if so.
+    fn take(&mut self, member: &str, node: &Node<'_>) -> Result<bool, ClaimsError> {
+        let wrong = |expected| ClaimsError::Type { claim: member.to_owned(), expected };
+        let text = || match node {
+            Node::Text(text) => Ok(Some(text.clone().into_owned())),
+            _ => Err(wrong("a string")),
+        };
+        let seconds = || match node {
+            Node::Int(number) => Ok(Some(*number)),
+            _ => Err(wrong("a whole number of seconds")),
+        };
+        match member {
+            "iss" => self.iss = text()?,
+            "sub" => self.sub = text()?,
+            "jti" => self.jti = text()?,
+            "exp" => self.exp = seconds()?,
+            "nbf" => self.nbf = seconds()?,
+            "iat" => self.iat = seconds()?,
+            "aud" => {
+                self.aud = Some(match node {
+                    Node::Text(text) => (vec![text.clone().into_owned()], true),
+                    Node::Array(items) => {
+                        let texts = items.iter().map(|item| match item {
+                            Node::Text(text) => Ok(text.clone().into_owned()),
+                            _ => Err(wrong("a string or a list of strings")),
+                        });
+                        (texts.collect::<Result<_, _>>()?, false)
+                    }
+                    _ => return Err(wrong("a string or a list of strings")),
+                });
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn finish(self) -> Result<Registered, ClaimsError> {
+        let missing = |claim: &str| ClaimsError::Missing(claim.to_owned());
+        let (aud, aud_is_single) = self.aud.ok_or_else(|| missing("aud"))?;
+        Ok(Registered {
+            iss: self.iss.ok_or_else(|| missing("iss"))?,
+            sub: self.sub,
+            aud,
+            aud_is_single,
+            exp: self.exp.ok_or_else(|| missing("exp"))?,
+            nbf: self.nbf,
+            iat: self.iat.ok_or_else(|| missing("iat"))?,
+            jti: self.jti,
+        })
+    }
+}
+
+/// JSON as it is read: unique members, bounded depth, borrowed where nothing is escaped.
+enum Node<'a> {
+    Null,
+    Bool(bool),
+    Int(i64),
+    /// A number that is no `i64`; no claim that we know is one.
+    Number(serde_json::Number),
+    Text(Cow<'a, str>),
+    Array(Vec<Node<'a>>),
+    Object(Vec<(Cow<'a, str>, Node<'a>)>),
+}
+
+impl Node<'_> {
+    fn at(&self, path: &[String]) -> Option<&Self> {
+        path.iter().try_fold(self, |node, token| match node {
+            Node::Object(members) => members.iter().find(|(name, _)| name == token).map(|(_, node)| node),
+            Node::Array(items) => items.get(token.parse::<usize>().ok()?),
+            _ => None,
+        })
+    }
+
+    fn held(&self, kind: Kind) -> Held {
+        let value = match (kind, self) {
+            (_, Node::Null) => return Held::Absent,
+            (Kind::Text, node) => node.scalar().map(|text| Value::Text(text.into())),
+            (Kind::Int, Node::Int(number)) => Some(Value::Int(*number)),
+            (Kind::Int, Node::Text(text)) => canonical_int(text).map(Value::Int),
+            (Kind::Bool, Node::Bool(yes)) => Some(Value::Bool(*yes)),
+            (Kind::Bool, Node::Text(text)) => text.parse().ok().map(Value::Bool),
+            (Kind::List, Node::Array(items)) => items
+                .iter()
+                .map(|item| item.scalar().map(Box::<str>::from))
+                .collect::<Option<Box<[_]>>>()
+                .map(Value::List),
+            (Kind::Json, node) => Some(Value::Json(node.json())),
+            _ => None,
+        };
+        value.map_or(Held::Unusable, Held::Is)
+    }
+
+    fn scalar(&self) -> Option<Cow<'_, str>> {
+        match self {
+            Node::Text(text) => Some(Cow::Borrowed(text)),
+            Node::Int(number) => Some(Cow::Owned(number.to_string())),
+            Node::Bool(yes) => Some(Cow::Borrowed(if *yes { "true" } else { "false" })),
+            Node::Number(_) | Node::Null | Node::Array(_) | Node::Object(_) => None,
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        match self {
+            Node::Null => serde_json::Value::Null,
+            Node::Bool(yes) => (*yes).into(),
+            Node::Int(number) => (*number).into(),
+            Node::Number(number) => number.clone().into(),
+            Node::Text(text) => text.clone().into_owned().into(),
+            Node::Array(items) => items.iter().map(Node::json).collect(),
+            Node::Object(members) => {
+                members.iter().map(|(name, node)| (name.clone().into_owned(), node.json())).collect()
+            }
+        }
+    }
+}
+
+/// A number in the one spelling that it has: no sign but `-`, no leading zero.
+pub(crate) fn canonical_int(text: &str) -> Option<i64> {
+    text.parse::<i64>().ok().filter(|number| number.to_string() == text)
+}
+
+struct Strict {
+    depth: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for Strict {
+    type Value = Node<'de>;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node<'de>, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict {
+    type Value = Node<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+    fn visit_unit<E>(self) -> Result<Node<'de>, E> {
+        Ok(Node::Null)
+    }
+    fn visit_bool<E>(self, yes: bool) -> Result<Node<'de>, E> {
+        Ok(Node::Bool(yes))
+    }
+    fn visit_i64<E>(self, number: i64) -> Result<Node<'de>, E> {
+        Ok(Node::Int(number))
+    }
+    fn visit_u64<E>(self, number: u64) -> Result<Node<'de>, E> {
+        Ok(i64::try_from(number).map_or_else(|_| Node::Number(number.into()), Node::Int))
+    }
+    fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<Node<'de>, E> {
+        serde_json::Number::from_f64(number).map(Node::Number).ok_or_else(|| E::custom("not a finite number"))
+    }
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Node<'de>, E> {
+        Ok(Node::Text(Cow::Borrowed(text)))
+    }
+    fn visit_str<E>(self, text: &str) -> Result<Node<'de>, E> {
+        Ok(Node::Text(Cow::Owned(text.to_owned())))
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node<'de>, A::Error> {
+        let depth = deeper(self.depth)?;
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element_seed(Strict { depth })? {
+            items.push(item);
+        }
+        Ok(Node::Array(items))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node<'de>, A::Error> {
+        let depth = deeper(self.depth)?;
+        let mut members: Vec<(Cow<'de, str>, Node<'de>)> = Vec::with_capacity(if depth == 1 { 48 } else { 0 });
+        while let Some(Node::Text(name)) = map.next_key_seed(Strict { depth })? {
+            if members.iter().any(|(known, _)| *known == name) {
+                return Err(A::Error::custom("duplicate member"));
+            }
+            let node = map.next_value_seed(Strict { depth })?;
+            members.push((name, node));
+        }
+        Ok(Node::Object(members))
+    }
+}
+
+fn deeper<E: serde::de::Error>(depth: usize) -> Result<usize, E> {
+    if depth < MAX_DEPTH { Ok(depth + 1) } else { Err(E::custom("nested too deep")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn payload(extra: &str) -> String {
+        format!(
+            r#"{{"iss":"https://token.actions.githubusercontent.com","aud":"https://jobpass.example","exp":2,"iat":1,"jti":"j",
+            "sub":"repo:acme/api:ref:refs/heads/main","repository_id":"772002","repository_owner_id":1001,"event_name":"push"{extra}}}"#
+        )
+    }
+
+    fn parse(text: &str) -> Result<Claims, ClaimsError> {
+        Claims::parse(&Profile::named("github").expect("a profile"), text.as_bytes())
+    }
+
+    #[test]
+    fn values_take_the_profile_s_type() {
+        let claims = parse(&payload(
+            r#","ref_protected":true,"run_id":42,"environment":null,"actor":["x"],"repo_property_team":"a","new":"x",
+            "job_workflow_ref":"acme/ci/.github/workflows/deploy.yml@refs/tags/v1""#,
+        ))
+        .expect("claims");
+        for (name, expected) in [
+            ("repository_owner_id", Some("1001")),
+            ("ref_protected", Some("true")),
+            ("run_id", Some("42")),
+            ("environment", None),
+            ("actor", None),
+            ("repo_property_team", Some("a")),
+            ("repo_property_other", None),
+            ("new", None),
+            ("sub_repository_id", None),
+            ("sub_context", Some("ref:refs/heads/main")),
+            ("job_workflow_repository", Some("acme/ci")),
+            ("job_workflow_path", Some(".github/workflows/deploy.yml")),
+            ("job_workflow_at", Some("refs/tags/v1")),
+            ("workflow_path", None),
+        ] {
+            assert_eq!(claims.text(name).as_deref(), expected, "{name}");
+        }
+        assert_eq!(claims.tenant().as_deref(), Some("1001"));
+        assert_eq!(claims.unknown().collect::<Vec<_>>(), ["new"]);
+        let recorded = serde_json::to_value(claims.recorded()).expect("JSON");
+        assert_eq!(recorded["repository_owner_id"], "1001");
+        assert!(recorded.get("new").is_none() && recorded.get("jti").is_none());
+        let again = Claims::from_stored(claims.profile(), &claims.to_stored()).expect("stored claims");
+        assert_eq!(serde_json::to_value(again.recorded()).expect("JSON"), recorded);
+    }
+
+    #[test]
+    fn subjects() {
+        for (sub, usable, owner_id) in [
+            ("repo:acme/api:pull_request", true, None),
+            ("repo:acme@1001/api@772002:environment:production", true, Some("1001")),
+            ("repository_owner_id:1001:job_workflow_ref:x", false, None),
+            ("repo:acme-1001/api@772002:ref:refs/heads/main", false, None),
+            ("repo:acme@x/api@772002:ref:refs/heads/main", false, None),
+        ] {
+            let text = payload("").replace("repo:acme/api:ref:refs/heads/main", sub);
+            let claims = parse(&text).expect("claims");
+            assert_eq!(claims.get("sub").is_some(), usable, "{sub}");
+            assert_eq!(claims.text("sub_owner_id").as_deref(), owner_id, "{sub}");
+        }
+    }
+
+    #[test]
+    fn malformed_payloads_are_refused() {
+        let deep = |n: usize| payload(&format!(r#","x":{}1{}"#, "[".repeat(n), "]".repeat(n)));
+        for (name, text, expected) in [
+            ("duplicate", payload(r#","sub":"repo:x/y:z""#), ClaimsError::Json),
+            ("nested duplicate", payload(r#","x":{"a":1,"a":2}"#), ClaimsError::Json),
+            ("escaped duplicate", payload(r#","s\u0075b":"x""#), ClaimsError::Json),
+            ("too deep", deep(MAX_DEPTH), ClaimsError::Json),
+            ("very deep", deep(10_000), ClaimsError::Json),
+            ("list", "[]".into(), ClaimsError::Json),
+            ("trailing", payload("") + "x", ClaimsError::Json),
+            ("no aud", payload("").replace("\"aud\"", "\"aux\""), ClaimsError::Missing("aud".into())),
+            ("no jti", payload("").replace("\"jti\"", "\"jtj\""), ClaimsError::Missing("jti".into())),
+            ("no event", payload("").replace("event_name", "event"), ClaimsError::Missing("event_name".into())),
+            (
+                "iss list",
+                payload("").replace("\"iss\":", "\"iss\":[],\"isz\":"),
+                ClaimsError::Type { claim: "iss".into(), expected: "a string" },
+            ),
+            (
+                "exp text",
+                payload("").replace("\"exp\":2", "\"exp\":\"2\""),
+                ClaimsError::Type { claim: "exp".into(), expected: "a whole number of seconds" },
+            ),
+            (
+                "owner object",
+                payload("").replace("1001", "{}"),
+                ClaimsError::Type { claim: "repository_owner_id".into(), expected: "text" },
+            ),
+        ] {
+            assert_eq!(parse(&text).err(), Some(expected), "{name}");
+        }
+        assert!(parse(&deep(MAX_DEPTH - 1)).is_ok(), "as deep as allowed");
+    }
+}
