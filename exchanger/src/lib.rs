@@ -1,1 +1,3 @@
-//! x
+//! The server of jobpass.
+
+pub mod demo;

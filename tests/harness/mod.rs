@@ -1,1 +1,6 @@
-//! x
+//! What the tests stand on: real programs started on spare loopback ports, and upstreams that behave
+//! like a CI's issuer or a cloud's API.
+//!
+//! Everything here ends what it started when it is dropped.
+
+pub mod http;

@@ -1,1 +1,3 @@
-//! x
+//! Tests that need no other program: `cargo test`.
+
+mod demo;
