@@ -3,4 +3,12 @@
 //!
 //! Everything here ends what it started when it is dropped.
 
+pub mod act;
+pub mod gitlab;
 pub mod http;
+pub mod moto;
+pub mod openbao;
+pub mod ports;
+pub mod postgres;
+pub mod program;
+pub mod repository;

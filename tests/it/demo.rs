@@ -5,16 +5,17 @@ use jobpass_exchanger::demo::{
     issuer::{Document, Fault as IssuerFault, Issuer, Requests, Rotation, Token},
     ledger::{Act, Answer, Fault, Ledger, On},
 };
-use jobpass_tests::http::{client, now};
+use jobpass_tests::{
+    http::{client, now},
+    ports::ANY,
+};
 use jsonwebtoken::{DecodingKey, Validation, jwk::JwkSet};
 use reqwest::{Response, StatusCode};
 use serde_json::{Map, Value, json};
-use std::{net::SocketAddr, str::FromStr as _, time::Duration};
-
-const ANY_PORT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+use std::{str::FromStr as _, time::Duration};
 
 async fn issuer(ci: Ci) -> Issuer {
-    Issuer::start(ANY_PORT, ci, now).await.expect("the issuer starts")
+    Issuer::start(ANY, ci, now).await.expect("the issuer starts")
 }
 
 async fn get(url: &str) -> Response {
@@ -129,7 +130,7 @@ struct Desk {
 
 impl Desk {
     async fn open() -> Self {
-        Self { ledger: Ledger::start(ANY_PORT, now).await.expect("the ledger starts") }
+        Self { ledger: Ledger::start(ANY, now).await.expect("the ledger starts") }
     }
 
     async fn create(&self, name: &str) -> Result<Response, reqwest::Error> {
@@ -171,7 +172,7 @@ async fn a_key_works_until_it_is_deleted() {
 
 #[tokio::test]
 async fn a_key_ends_at_its_expiry() {
-    let ledger = Ledger::start(ANY_PORT, || 1_000).await.unwrap();
+    let ledger = Ledger::start(ANY, || 1_000).await.unwrap();
     let post = client().post(format!("{}/keys", ledger.url())).bearer_auth(ledger.admin_token().expose());
     let made: Value =
         post.json(&json!({ "name": "a", "expires_at": 1_000 })).send().await.unwrap().json().await.unwrap();

@@ -1,1 +1,1 @@
-//! x
+//! Tests against real servers and real CI programs: `tests/run` installs them and runs this.

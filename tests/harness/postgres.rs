@@ -1,0 +1,89 @@
+//! A real PostgreSQL 15 of its own.
+
+use crate::{
+    ports,
+    program::{self, Program},
+};
+use std::process::Command;
+use tempfile::TempDir;
+use tokio_postgres::{Client, NoTls};
+
+/// The superuser that the tests and the server's backend log in as.
+pub const ADMIN: &str = "admin";
+/// Its password.
+pub const ADMIN_PASSWORD: &str = "adminpw";
+
+/// A running server with an empty database `postgres`; ended and removed on drop.
+pub struct Postgres {
+    /// Where it listens on 127.0.0.1.
+    pub port: u16,
+    _program: Program,
+    _directory: TempDir,
+}
+
+impl Postgres {
+    /// Initialises a cluster and starts it: about two seconds.
+    pub async fn start() -> Self {
+        let directory =
+            tempfile::Builder::new().prefix("postgres").tempdir().expect("the temporary directory is there");
+        let password_file = directory.path().join("password");
+        std::fs::write(&password_file, ADMIN_PASSWORD).expect("the directory is ours");
+        if rustix::process::geteuid().is_root() {
+            let chown = Command::new("chown").args(["-R", "postgres"]).arg(directory.path()).status();
+            assert!(
+                chown.is_ok_and(|status| status.success()),
+                "there is no user postgres: run tests/run --install-only"
+            );
+        }
+        let data = directory.path().join("data");
+
+        let mut initdb = unprivileged("initdb");
+        initdb.args(["-U", ADMIN, "--auth=scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync", "-D"]).arg(&data);
+        initdb.arg("--pwfile").arg(&password_file);
+        Program::run(initdb).await.expect_success();
+
+        let port = ports::free();
+        let mut postgres = unprivileged("postgres");
+        postgres.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
+        postgres.args(["-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "log_statement=none"]);
+        let program = Program::start(postgres).ready(async || connect(port).await.is_ok()).await;
+        Self { port, _program: program, _directory: directory }
+    }
+
+    /// A connection as the superuser.
+    pub async fn admin(&self) -> Client {
+        connect(self.port).await.expect("a ready server takes its superuser")
+    }
+
+    /// Whether a role of this name exists.
+    pub async fn has_role(&self, name: &str) -> bool {
+        let found = self.admin().await.query_opt("SELECT 1 FROM pg_roles WHERE rolname = $1", &[&name]).await;
+        found.expect("the catalogue can be read").is_some()
+    }
+
+    /// The roles that leases made: all whose names begin as such names do.
+    pub async fn leased_roles(&self) -> Vec<String> {
+        let query = "SELECT rolname FROM pg_roles WHERE rolname LIKE 'jobpass\\_%' ORDER BY 1";
+        let rows = self.admin().await.query(query, &[]).await.expect("the catalogue can be read");
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+}
+
+async fn connect(port: u16) -> Result<Client, tokio_postgres::Error> {
+    let config = format!("host=127.0.0.1 port={port} user={ADMIN} password={ADMIN_PASSWORD} dbname=postgres");
+    let (client, connection) = tokio_postgres::connect(&config, NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// PostgreSQL refuses to run as root.
+fn unprivileged(name: &str) -> Command {
+    if !rustix::process::geteuid().is_root() {
+        return program::installed(name);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]);
+    // Resolved here: the link to it may lie where that user cannot look.
+    command.arg(program::bin().join(name).canonicalize().expect("an installed program is there")).current_dir("/");
+    command
+}
