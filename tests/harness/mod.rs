@@ -12,3 +12,4 @@ pub mod ports;
 pub mod postgres;
 pub mod program;
 pub mod repository;
+pub mod sts;
