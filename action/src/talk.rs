@@ -1,0 +1,73 @@
+//! What this program says to people: standard error only, one line start at a time, never a secret.
+//! Standard output belongs to data.
+
+use std::io::Write as _;
+
+/// How messages look where this program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Talk {
+    /// Plain lines.
+    Plain,
+    /// GitHub's workflow commands, which become annotations of the run.
+    GitHub,
+}
+
+impl Talk {
+    /// Says what was done.
+    pub(crate) fn say(self, message: &str) {
+        write_line(&format!("jobpass: {}", printable(message)));
+    }
+
+    /// Says what went wrong without ending the work.
+    pub(crate) fn warn(self, message: &str) {
+        self.annotate("warning", message);
+    }
+
+    /// Says why the work ends.
+    pub(crate) fn fail(self, message: &str) {
+        self.annotate("error", message);
+    }
+
+    fn annotate(self, level: &str, message: &str) {
+        let message = printable(message);
+        write_line(&match self {
+            Self::Plain => format!("jobpass: {level}: {message}"),
+            Self::GitHub => format!("::{level} title=jobpass::{}", escape_command_data(&message)),
+        });
+    }
+}
+
+/// Writes whole lines to standard error. A reader that went away is no reason to fail.
+pub(crate) fn write_line(text: &str) {
+    let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+}
+
+/// The data of a GitHub workflow command: `%`, CR and LF are escaped (actions/toolkit `escapeData`).
+pub(crate) fn escape_command_data(text: &str) -> String {
+    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+}
+
+/// Messages may carry a server's words: no terminal codes, and no line that a CI could take for a command.
+fn printable(message: &str) -> String {
+    let mut out: String =
+        message.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect::<String>();
+    while out.contains("\n::") {
+        out = out.replace("\n::", "\n ::");
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_servers_words_are_not_commands() {
+        for (message, expected) in
+            [("a\n::error::b", "a\n ::error::b"), ("a\u{1b}[2Jb", "a\u{fffd}[2Jb"), ("a\r::b", "a\u{fffd}::b")]
+        {
+            assert_eq!(printable(message), expected);
+        }
+        assert_eq!(escape_command_data("50%\r\nb"), "50%25%0D%0Ab");
+    }
+}
