@@ -1,0 +1,261 @@
+//! Ways of handing a credential over: one file per way. Nothing here decides who gets what.
+
+pub(crate) mod aws;
+pub(crate) mod file;
+pub(crate) mod github;
+
+use jobpass_protocol::{Credential, GrantName, Secret};
+use std::{fmt, str::FromStr};
+
+/// Why a credential cannot be handed over as asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DeliverError {
+    /// Two values for one variable.
+    #[error(
+        "grants `{first}` and `{second}` both set {variable}\n  \
+         rename one of them: --env NEW_NAME={second}.{field}"
+    )]
+    Collision { variable: String, field: String, first: GrantName, second: GrantName },
+    /// `--env` names a field that no credential has.
+    #[error("--env {rename}: no credential here has that field; there are {fields}")]
+    NoField { rename: String, fields: String },
+    /// `--env` names a field that several credentials have.
+    #[error("--env {rename}: several grants have that field; write GRANT.{field}, such as {example}.{field}")]
+    Ambiguous { rename: String, field: String, example: GrantName },
+    /// The credential is of another kind.
+    #[error("grant `{grant}` gives a credential of type `{kind}`, but {wanted}")]
+    Kind { grant: GrantName, kind: String, wanted: &'static str },
+    /// No environment takes this value.
+    #[error("`{field}` of grant `{grant}` holds a NUL byte")]
+    Nul { field: String, grant: GrantName },
+    /// The file cannot be written.
+    #[error("{path}: {problem}")]
+    File { path: String, problem: String },
+}
+
+/// One credential, and the grant that it came from.
+#[derive(Debug)]
+pub(crate) struct Given {
+    pub(crate) grant: GrantName,
+    pub(crate) credential: Credential,
+}
+
+/// A name with a value for it.
+#[derive(Debug)]
+pub(crate) struct Variable {
+    pub(crate) name: String,
+    pub(crate) value: Secret,
+    grant: GrantName,
+}
+
+/// `NAME=field` or `NAME=grant.field`: under which name a field is handed over, instead of its default one.
+///
+/// INVARIANT: the name is one that every shell takes, `[A-Za-z_][A-Za-z0-9_]*`.
+#[derive(Clone, Debug)]
+pub(crate) struct Rename {
+    name: String,
+    grant: Option<String>,
+    field: String,
+}
+
+impl FromStr for Rename {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, source) = text.split_once('=').ok_or("must be NAME=field or NAME=grant.field")?;
+        let letters = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+        if name.is_empty() || !name.bytes().all(letters) || name.as_bytes()[0].is_ascii_digit() {
+            return Err("the name must be of letters, digits and _, and not begin with a digit");
+        }
+        let (grant, field) = match source.split_once('.') {
+            Some((grant, field)) => (Some(grant.to_owned()), field),
+            None => (None, source),
+        };
+        if field.is_empty() {
+            return Err("the field's name is missing, as in PASSWORD=password");
+        }
+        Ok(Self { name: name.to_owned(), grant, field: field.to_owned() })
+    }
+}
+
+impl fmt::Display for Rename {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let grant = self.grant.as_ref().map(|grant| format!("{grant}.")).unwrap_or_default();
+        write!(f, "{}={grant}{}", self.name, self.field)
+    }
+}
+
+impl Rename {
+    fn is_for(&self, grant: &GrantName, field: &str) -> bool {
+        self.field == field && self.grant.as_deref().is_none_or(|wanted| wanted == grant.as_str())
+    }
+}
+
+/// How a way of delivery names a field by default: from the credential's kind and the field.
+pub(crate) type DefaultNames = fn(&str, &str) -> Vec<String>;
+
+/// All variables of several credentials.
+///
+/// # Errors
+/// When two of them have one name, or a rename fits no field or more than one.
+pub(crate) fn variables(
+    given: &[Given],
+    renames: &[Rename],
+    defaults: DefaultNames,
+) -> Result<Vec<Variable>, DeliverError> {
+    for rename in renames {
+        let fitting = given.iter().filter(|g| g.credential.fields().iter().any(|f| rename.is_for(&g.grant, &f.name)));
+        let fitting: Vec<&Given> = fitting.collect();
+        match fitting.as_slice() {
+            [_] => {}
+            [] => {
+                let fields = given.iter().flat_map(|g| g.credential.fields().iter().map(|f| f.name.as_str()));
+                let fields = fields.collect::<Vec<_>>().join(", ");
+                return Err(DeliverError::NoField { rename: rename.to_string(), fields });
+            }
+            [first, ..] => {
+                let (field, example) = (rename.field.clone(), first.grant.clone());
+                return Err(DeliverError::Ambiguous { rename: rename.to_string(), field, example });
+            }
+        }
+    }
+    let mut all: Vec<Variable> = Vec::new();
+    for Given { grant, credential } in given {
+        for field in credential.fields() {
+            let renamed: Vec<String> =
+                renames.iter().filter(|r| r.is_for(grant, &field.name)).map(|r| r.name.clone()).collect();
+            let names = if renamed.is_empty() { defaults(credential.kind(), &field.name) } else { renamed };
+            for name in names {
+                if let Some(other) = all.iter().find(|other| other.name == name) {
+                    return Err(DeliverError::Collision {
+                        variable: name,
+                        field: field.name.clone(),
+                        first: other.grant.clone(),
+                        second: grant.clone(),
+                    });
+                }
+                if field.value.expose().contains('\0') {
+                    return Err(DeliverError::Nul { field: field.name.clone(), grant: grant.clone() });
+                }
+                all.push(Variable { name, value: field.value.clone(), grant: grant.clone() });
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// The environment variables that the tools of each kind read.
+pub(crate) fn environment_names(kind: &str, field: &str) -> Vec<String> {
+    let names: &[&str] = match (kind, field) {
+        // botocore, configuration from environment variables.
+        ("aws_session", "access_key_id") => &["AWS_ACCESS_KEY_ID"],
+        ("aws_session", "secret_access_key") => &["AWS_SECRET_ACCESS_KEY"],
+        ("aws_session", "session_token") => &["AWS_SESSION_TOKEN"],
+        ("aws_session", "expiration") => &["AWS_CREDENTIAL_EXPIRATION"],
+        ("aws_session", "region") => &["AWS_REGION", "AWS_DEFAULT_REGION"],
+        // PostgreSQL documentation, libpq, environment variables.
+        ("postgres", "host") => &["PGHOST"],
+        ("postgres", "port") => &["PGPORT"],
+        ("postgres", "database") => &["PGDATABASE"],
+        ("postgres", "username") => &["PGUSER"],
+        ("postgres", "password") => &["PGPASSWORD"],
+        ("postgres", "sslmode") => &["PGSSLMODE"],
+        ("jwt" | "bearer", "token") => &["JOBPASS_TOKEN"],
+        ("api_key", "url") => &["JOBPASS_API_URL"],
+        ("api_key", "key") => &["JOBPASS_API_KEY"],
+        _ => return vec![shouted(&format!("JOBPASS_{kind}_{field}"))],
+    };
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn shouted(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect()
+}
+
+/// `NAME='value'` lines that a POSIX shell reads.
+pub(crate) fn shell_lines(variables: &[Variable]) -> String {
+    variables.iter().map(|v| format!("{}='{}'\n", v.name, v.value.expose().replace('\'', "'\\''"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn postgres(grant: &str) -> Given {
+        let credential = Credential::postgres("db.example", 5432, "app", "jobpass_1", "pass'word".into(), "require");
+        Given { grant: grant.parse().expect("name"), credential }
+    }
+
+    fn check(given: &[Given], renames: &[&str]) -> Result<Vec<String>, String> {
+        let renames: Vec<Rename> = renames.iter().map(|text| text.parse().expect("rename")).collect();
+        match variables(given, &renames, environment_names) {
+            Ok(all) => Ok(all.iter().map(|v| format!("{}={}", v.name, v.value.expose())).collect()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn names() {
+        let jwt =
+            |grant: &str| Given { grant: grant.parse().expect("name"), credential: Credential::jwt("a.b.c".into()) };
+        let custom = || {
+            let json = r#"{"type":"ssh-cert","key_id":"k"}"#;
+            Given { grant: "ssh".parse().expect("name"), credential: serde_json::from_str(json).expect("credential") }
+        };
+        for (given, renames, expected) in [
+            (
+                vec![postgres("db")],
+                &[][..],
+                Ok(&[
+                    "PGHOST=db.example",
+                    "PGPORT=5432",
+                    "PGDATABASE=app",
+                    "PGUSER=jobpass_1",
+                    "PGPASSWORD=pass'word",
+                    "PGSSLMODE=require",
+                ][..]),
+            ),
+            (
+                vec![postgres("db"), jwt("api")],
+                &["DB_PASS=password", "DB_PASS_2=db.password", "T=api.token"],
+                Ok(&[
+                    "PGHOST=db.example",
+                    "PGPORT=5432",
+                    "PGDATABASE=app",
+                    "PGUSER=jobpass_1",
+                    "DB_PASS=pass'word",
+                    "DB_PASS_2=pass'word",
+                    "PGSSLMODE=require",
+                    "T=a.b.c",
+                ]),
+            ),
+            (vec![custom()], &[], Ok(&["JOBPASS_SSH_CERT_KEY_ID=k"])),
+            (vec![jwt("one"), jwt("two")], &["OTHER=two.token"], Ok(&["JOBPASS_TOKEN=a.b.c", "OTHER=a.b.c"])),
+            (
+                vec![jwt("one"), jwt("two")],
+                &[],
+                Err("`one` and `two` both set JOBPASS_TOKEN\n  rename one of them: --env NEW_NAME=two.token"),
+            ),
+            (vec![jwt("one"), jwt("two")], &["X=token"], Err("write GRANT.token, such as one.token")),
+            (vec![jwt("one")], &["X=password"], Err("no credential here has that field; there are token")),
+            (vec![jwt("one")], &["X=two.token"], Err("--env X=two.token: no credential")),
+        ] {
+            match (check(&given, renames), expected) {
+                (Ok(found), Ok(expected)) => assert_eq!(found, expected),
+                (Err(found), Err(part)) => assert!(found.contains(part), "{found}"),
+                (found, expected) => panic!("{found:?}, not {expected:?}"),
+            }
+        }
+        for bad in ["password", "=password", "1X=password", "A-B=password", "X=", "X=grant.", "A B=c"] {
+            assert!(bad.parse::<Rename>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn shells_read_the_lines_back() {
+        let lines = shell_lines(&variables(&[postgres("db")], &[], environment_names).expect("variables"));
+        let script = format!("{lines}printf %s \"$PGPASSWORD\"");
+        let shell = std::process::Command::new("sh").args(["-c", &script]).output().expect("sh runs");
+        assert_eq!(String::from_utf8_lossy(&shell.stdout), "pass'word");
+    }
+}
