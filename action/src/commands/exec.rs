@@ -1,0 +1,157 @@
+//! `jobpass exec`: a command with credentials in its environment, and only there.
+
+use super::{AskArgs, shown};
+use crate::{
+    client::ClientError,
+    deliver::{environment_names, variables},
+    exec::{Plan, SpawnError, run as run_child},
+    job::{Job, Lease},
+    session::Held,
+    signals::Signals,
+};
+use anyhow::Context as _;
+use std::{
+    ffi::OsString,
+    sync::{Mutex, MutexGuard, PoisonError, mpsc},
+    time::{Duration, Instant},
+};
+
+/// How long one renewal is tried for.
+const RENEW_DEADLINE: Duration = Duration::from_secs(20);
+
+#[derive(clap::Args)]
+pub(super) struct ExecArgs {
+    #[command(flatten)]
+    ask: AskArgs,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+pub(super) fn run(args: ExecArgs, job: &Job) -> anyhow::Result<u8> {
+    let signals = Signals::watch().context("signals cannot be watched")?;
+    let pause = |time| signals.pause(time);
+    let leases = job.obtain(&args.ask.asks(), &pause)?;
+    let keeper = Keeper::new(job, &leases);
+    let result = run_with(&args, job, leases, &keeper, &signals);
+    job.give_back(keeper.into_held(), &pause);
+    result
+}
+
+fn run_with(
+    args: &ExecArgs,
+    job: &Job,
+    leases: Vec<Lease>,
+    keeper: &Keeper<'_>,
+    signals: &Signals,
+) -> anyhow::Result<u8> {
+    for lease in &leases {
+        let (given, life) = (&lease.given, shown(lease.expires_in));
+        let how = if lease.revocable { "revoked when the command ends" } else { "not revocable before that" };
+        job.talk.say(&format!("{}: a credential of type {} for {life}, {how}", given.grant, given.credential.kind()));
+    }
+    let given: Vec<_> = leases.into_iter().map(|lease| lease.given).collect();
+    let variables = variables(&given, &args.ask.renames, environment_names)?;
+    drop(given);
+    let (redactor, tokens) = (job.redactor()?, job.tokens());
+    if let Some(signal) = signals.pending() {
+        return Err(ClientError::Interrupted(signal).into());
+    }
+    let plan = Plan { command: &args.command, variables: &variables, tokens: &tokens };
+    match run_child(&plan, &job.env, &redactor, signals, |until_end| keeper.keep(until_end)) {
+        Ok(code) => Ok(code),
+        Err(error) => {
+            let code = SpawnError::exit_code(&error);
+            job.talk.fail(&error.to_string());
+            Ok(code)
+        }
+    }
+}
+
+/// Keeps leases alive while the child runs, where that changes nothing for the child.
+struct Keeper<'a> {
+    job: &'a Job,
+    leases: Mutex<Vec<Kept>>,
+}
+
+struct Kept {
+    held: Held,
+    ttl: Option<u32>,
+    /// When to renew; `None` where renewing is of no use, or no more.
+    due: Option<Instant>,
+}
+
+impl<'a> Keeper<'a> {
+    fn new(job: &'a Job, leases: &[Lease]) -> Self {
+        let leases = leases.iter().map(|lease| {
+            // The end of these is written into the credential itself: renewing would make another one.
+            let fixed = matches!(lease.given.credential.kind(), "jwt" | "aws_session");
+            let due = (!fixed).then(|| Instant::now() + renewal_after(lease.expires_in));
+            Kept { held: lease.held.clone(), ttl: lease.ttl, due }
+        });
+        Self { job, leases: Mutex::new(leases.collect()) }
+    }
+
+    /// Renews until the channel closes.
+    fn keep(&self, until_end: &mpsc::Receiver<()>) {
+        loop {
+            let next = self.leases().iter().filter_map(|kept| kept.due).min();
+            let wait = next.map_or(Duration::MAX, |due| due.saturating_duration_since(Instant::now()));
+            if until_end.recv_timeout(wait) != Err(mpsc::RecvTimeoutError::Timeout) {
+                return;
+            }
+            let count = self.leases().len();
+            (0..count).for_each(|index| self.renew_if_due(index, until_end));
+        }
+    }
+
+    fn renew_if_due(&self, index: usize, until_end: &mpsc::Receiver<()>) {
+        let (held, ttl) = match &self.leases()[index] {
+            Kept { held, ttl, due: Some(due) } if *due <= Instant::now() => (held.clone(), *ttl),
+            _ => return,
+        };
+        let pause =
+            |time| until_end.recv_timeout(time).err().filter(|e| *e == mpsc::RecvTimeoutError::Disconnected).map(|_| 0);
+        let Some(handle) = held.handle() else { return };
+        let (next, due) = match self.job.client(RENEW_DEADLINE, &pause).renew(&handle, ttl) {
+            Ok(renewed) => {
+                let extended = renewed.handle.lease() == held.lease;
+                let due = extended.then(|| Instant::now() + renewal_after(renewed.expires_in));
+                (Some(Held::new(held.grant.clone(), &renewed.handle)), due)
+            }
+            Err(ClientError::Interrupted(_)) => return,
+            Err(error) => {
+                self.job
+                    .talk
+                    .warn(&format!("grant `{}` is not renewed, its credential will expire: {error}", held.grant));
+                (None, None)
+            }
+        };
+        if let Some(next) = &next {
+            self.job.hide_handle(next);
+            if let Err(error) = self.job.session.remember(next.clone()) {
+                self.job.talk.warn(&error.to_string());
+            }
+        }
+        let mut leases = self.leases();
+        leases[index].due = due;
+        match next {
+            Some(next) if next.lease == held.lease => leases[index].held = next,
+            Some(next) => leases.push(Kept { held: next, ttl, due: None }),
+            None => {}
+        }
+    }
+
+    fn leases(&self) -> MutexGuard<'_, Vec<Kept>> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn into_held(self) -> Vec<Held> {
+        self.leases.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().map(|kept| kept.held).collect()
+    }
+}
+
+/// Two thirds of a life: time enough to try again before its end.
+fn renewal_after(expires_in: u64) -> Duration {
+    Duration::from_secs(expires_in) * 2 / 3
+}
