@@ -1,1 +1,3 @@
 //! Tests against real servers and real CI programs: `tests/run` installs them and runs this.
+
+mod aws;
