@@ -419,6 +419,16 @@ impl Profile {
         }
     }
 
+    /// Where in a payload a claim lies: the members to go through.
+    pub(crate) fn path_of(&self, name: &str) -> Vec<String> {
+        let reads = |reader: &&Reader| self.by_name.get(name) == Some(&reader.slot);
+        let found = self.readers.iter().find_map(|(member, readers)| Some((member, readers.iter().find(reads)?)));
+        match found {
+            Some((member, reader)) => std::iter::once(member.to_string()).chain(reader.path.iter().cloned()).collect(),
+            None => vec![name.to_owned()],
+        }
+    }
+
     pub(crate) fn slots(&self) -> usize {
         self.claims.len()
     }

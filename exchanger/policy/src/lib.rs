@@ -3,8 +3,24 @@
 //! This crate has no clock, disk or network: the server, its renewals and every offline tool call
 //! the same pure functions and so come to the same decision. Cargo keeps it that way.
 
+pub mod cases;
 pub mod claims;
+pub mod compile;
+pub mod decide;
+pub mod document;
+pub mod fixtures;
+pub mod grant;
 pub mod issuer;
+pub mod pattern;
+mod problem;
+pub mod source;
+pub mod template;
 
 pub use claims::{Claims, ClaimsError, Registered, Value};
+pub use compile::{AnyCredential, Compiled, CredentialSource, SpecCompiler, compile};
+pub use decide::{Decision, Denial, DenialKind, Freezes, Permit, Request, Trace, decide};
+pub use document::Disclose;
+pub use grant::{Grant, GrantContext, PolicySet, Rule};
 pub use issuer::{Issuer, Profile};
+pub use source::{Diagnostic, Severity, Source};
+pub use template::{FieldRules, RenderError, Template, TemplateError};

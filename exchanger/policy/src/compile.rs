@@ -1,0 +1,478 @@
+//! From policy files to a [`PolicySet`]: everything is checked here, so that a decision cannot
+//! meet anything unexpected.
+//!
+//! A grant with an error is not in the set; the others are.
+
+use crate::{
+    cases::Case,
+    document::{self, At, GrantFile, RuleFile, Tree, Wanted, place, range, scalar},
+    grant::{Check, Grant, PolicySet, Rule},
+    issuer::{Claim, Issuer, Profile},
+    pattern::{Glob, Matcher, Pattern, WholeRegex},
+    problem::Problem,
+    source::{Diagnostic, Severity, Text, did_you_mean},
+};
+use jobpass_protocol::{BackendName, GrantName, NameError, RuleName};
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+use std::{any::Any, collections::HashMap, fmt::Write, ops::Range, sync::Arc};
+
+pub use crate::{grant::GrantContext, source::Source};
+
+/// The longest TTL that a grant can have, in seconds: a week.
+pub const MAX_TTL: u32 = 7 * 24 * 3600;
+
+/// Types the `credential:` of grants. The server's backends are one; tools that know no backends
+/// use [`AnyCredential`].
+pub trait SpecCompiler {
+    /// Types one credential spec, without any I/O.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, or that no backend has that name.
+    fn compile(
+        &self,
+        backend: &BackendName,
+        credential: &CredentialSource<'_>,
+        grant: &GrantContext<'_>,
+    ) -> Result<Arc<dyn Any + Send + Sync>, Vec<Diagnostic>>;
+}
+
+/// Accepts every credential spec unread.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AnyCredential;
+
+impl SpecCompiler for AnyCredential {
+    fn compile(
+        &self,
+        _: &BackendName,
+        _: &CredentialSource<'_>,
+        _: &GrantContext<'_>,
+    ) -> Result<Arc<dyn Any + Send + Sync>, Vec<Diagnostic>> {
+        Ok(Arc::new(()))
+    }
+}
+
+/// A grant's `credential:`, as written.
+pub struct CredentialSource<'a> {
+    file: &'a Text,
+    tree: Option<&'a Tree>,
+    backend: &'a At<String>,
+}
+
+impl CredentialSource<'_> {
+    /// Reads it as a backend's own type; `serde_saphyr::Spanned` works in it.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it, with its place.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Diagnostic> {
+        #[derive(serde::Deserialize)]
+        struct Only<T> {
+            credential: T,
+        }
+        document::parse::<Only<T>>(self.file).map(|only| only.credential)
+    }
+
+    /// A diagnostic at a field of it: `["session_tags", "run"]`. Where there is no such field, at
+    /// the nearest one around it.
+    #[must_use]
+    pub fn diagnostic(&self, path: &[&str], message: impl Into<String>, help: impl Into<String>) -> Diagnostic {
+        let mut at = place(self.file, self.backend);
+        let mut tree = self.tree;
+        for step in path {
+            tree = match tree {
+                Some(Tree::Map(entries)) => entries.iter().find(|(key, _)| key.value == *step).map(|(key, value)| {
+                    at = match value.value {
+                        Tree::Map(_) | Tree::List(_) => place(self.file, key),
+                        Tree::Scalar(_) | Tree::Null => place(self.file, value),
+                    };
+                    &value.value
+                }),
+                Some(Tree::List(items)) => step.parse().ok().and_then(|index: usize| items.get(index)).map(|item| {
+                    at = place(self.file, item);
+                    &item.value
+                }),
+                _ => None,
+            };
+        }
+        Diagnostic::new(self.file, at, "credential", message.into()).with_help(help)
+    }
+
+    /// A diagnostic at the backend's name.
+    #[must_use]
+    pub fn backend_diagnostic(&self, message: impl Into<String>, help: impl Into<String>) -> Diagnostic {
+        Diagnostic::new(self.file, place(self.file, self.backend), "unknown-backend", message.into()).with_help(help)
+    }
+}
+
+/// What came of a set of policy files.
+pub struct Compiled {
+    /// The grants without errors.
+    pub set: PolicySet,
+    /// Everything that is to be said, in the order of the files.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Compiled {
+    /// Whether any file has an error.
+    #[must_use]
+    pub fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(|diagnostic| diagnostic.severity == Severity::Error)
+    }
+}
+
+/// Compiles policy files.
+#[must_use]
+pub fn compile(sources: &[Source], issuers: &[Issuer], specs: &dyn SpecCompiler) -> Compiled {
+    let issuers: HashMap<&str, &Issuer> = issuers.iter().map(|issuer| (issuer.name.as_str(), issuer)).collect();
+    let mut diagnostics = Vec::new();
+    let mut grants: HashMap<GrantName, Arc<Grant>> = HashMap::new();
+    let mut twice: Vec<GrantName> = Vec::new();
+    for source in sources {
+        let file = Text::from(source);
+        let document: GrantFile = match document::parse(&file) {
+            Ok(document) => document,
+            Err(error) => {
+                diagnostics.push(error);
+                continue;
+            }
+        };
+        let at = place(&file, &document.grant);
+        let mut compiler = GrantCompiler { file: &file, issuers: &issuers, found: Vec::new() };
+        if let Some(grant) = compiler.grant(document, specs) {
+            if let Some(other) = grants.get(&grant.name) {
+                let (name, other) = (grant.name.to_string(), other.path().to_owned());
+                compiler.report(at, Problem::DuplicateGrant { name, other });
+                twice.push(grant.name);
+            } else {
+                grants.insert(grant.name.clone(), Arc::new(grant));
+            }
+        }
+        diagnostics.append(&mut compiler.found);
+    }
+    // Which of two was meant cannot be known, and guessing would let one team take another's grant.
+    for name in twice {
+        grants.remove(&name);
+    }
+    Compiled { set: PolicySet::new(grants, digest(sources)), diagnostics }
+}
+
+fn digest(sources: &[Source]) -> String {
+    let mut sources: Vec<_> = sources.iter().collect();
+    sources.sort_by(|a, b| a.path.cmp(&b.path));
+    let mut hash = Sha256::new();
+    for part in sources.iter().flat_map(|source| [&source.path, &source.text]) {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().iter().fold(String::with_capacity(64), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}"); // writing to a String cannot fail
+        out
+    })
+}
+
+/// Compiles one file, collecting everything that is wrong with it.
+struct GrantCompiler<'a> {
+    file: &'a Text,
+    issuers: &'a HashMap<&'a str, &'a Issuer>,
+    found: Vec<Diagnostic>,
+}
+
+impl GrantCompiler<'_> {
+    fn report(&mut self, at: Option<Range<usize>>, problem: Problem) {
+        let diagnostic = Diagnostic::new(self.file, at, problem.code(), problem.to_string());
+        self.found.push(diagnostic.with_help(problem.help()));
+    }
+
+    fn report_at<T>(&mut self, value: &At<T>, problem: Problem) {
+        self.report(place(self.file, value), problem);
+    }
+
+    /// Keeps a value, or reports why there is none.
+    fn ok<T, U>(&mut self, at: &At<U>, result: Result<T, Problem>) -> Option<T> {
+        result.map_err(|problem| self.report_at(at, problem)).ok()
+    }
+
+    fn name<T>(&mut self, text: &At<String>, parse: fn(&str) -> Result<T, NameError>) -> Option<T> {
+        self.ok(text, parse(&text.value).map_err(Problem::Name))
+    }
+
+    fn grant(&mut self, document: GrantFile, specs: &dyn SpecCompiler) -> Option<Grant> {
+        let name = self.name(&document.grant, GrantName::parse);
+        let backend = self.name(&document.backend, BackendName::parse);
+        if document.owner.value.trim().is_empty() {
+            self.report_at(&document.owner, Problem::Owner(document.owner.value.clone()));
+        }
+        if let Some(day) = document.review_by.as_ref().filter(|day| !is_date(&day.value)) {
+            self.report_at(day, Problem::Date(day.value.clone()));
+        }
+        let ttl = self.ok(&document.ttl, seconds(&document.ttl.value));
+        let max_lifetime = match &document.max_lifetime {
+            Some(text) => self.ok(text, seconds(&text.value)),
+            None => ttl,
+        };
+        if let (Some(ttl), Some(lifetime), Some(text)) = (ttl, max_lifetime, &document.max_lifetime)
+            && lifetime < ttl
+        {
+            self.report_at(text, Problem::MaxLifetime);
+        }
+        let scopes = self.scopes(&document.scopes);
+        let rules = self.rules(&document.rules);
+        if !self.found.is_empty() {
+            return None;
+        }
+        let (name, backend, ttl, max_lifetime) = (name?, backend?, ttl?, max_lifetime?);
+        let context = GrantContext { name: &name, ttl, max_lifetime, scopes: &scopes, rules: &rules };
+        let tree = document.credential.as_ref();
+        let credential = CredentialSource { file: self.file, tree, backend: &document.backend };
+        let spec = match specs.compile(&backend, &credential, &context) {
+            Ok(spec) => spec,
+            Err(diagnostics) => {
+                self.found.extend(diagnostics);
+                return None;
+            }
+        };
+        Some(Grant {
+            name,
+            owner: document.owner.value,
+            description: document.description.map(|text| text.value),
+            review_by: document.review_by.map(|day| day.value),
+            backend,
+            ttl,
+            max_lifetime,
+            scopes,
+            disclose: document.disclose.map(|disclose| disclose.value).unwrap_or_default(),
+            rules,
+            spec,
+            cases: document.tests.into_iter().map(|case| Case::new(self.file, case)).collect(),
+            file: self.file.clone(),
+        })
+    }
+
+    fn scopes(&mut self, written: &[At<String>]) -> Vec<String> {
+        let mut scopes: Vec<String> = Vec::new();
+        for scope in written {
+            // RFC 6749 §3.3: scope-token = 1*( %x21 / %x23-5B / %x5D-7E )
+            let fits = |c: char| c.is_ascii_graphic() && c != '"' && c != '\\';
+            if scope.value.is_empty() || !scope.value.chars().all(fits) {
+                self.report_at(scope, Problem::Scope(scope.value.clone()));
+            } else if scopes.contains(&scope.value) {
+                self.report_at(scope, Problem::Duplicate(scope.value.clone()));
+            } else {
+                scopes.push(scope.value.clone());
+            }
+        }
+        scopes
+    }
+
+    fn rules(&mut self, written: &At<Vec<At<RuleFile>>>) -> Vec<Rule> {
+        if written.value.is_empty() {
+            self.report_at(written, Problem::NoRules);
+        }
+        let mut rules: Vec<Rule> = Vec::new();
+        for rule in &written.value {
+            let Some(rule) = self.rule(&rule.value) else { continue };
+            rules.push(rule);
+        }
+        rules.sort_by(|a, b| a.name.cmp(&b.name));
+        for (one, other) in rules.iter().zip(rules.iter().skip(1)) {
+            if one.name == other.name {
+                let is_it = |rule: &&At<RuleFile>| rule.value.name.value == other.name.as_str();
+                if let Some(again) = written.value.iter().rfind(is_it) {
+                    self.report_at(&again.value.name, Problem::Duplicate(other.name.to_string()));
+                }
+            }
+        }
+        rules
+    }
+
+    fn rule(&mut self, written: &RuleFile) -> Option<Rule> {
+        let name = self.name(&written.name, RuleName::parse);
+        let Some(issuer) = self.issuers.get(written.issuer.value.as_str()).copied() else {
+            let mut known: Vec<_> = self.issuers.keys().map(|name| (*name).to_owned()).collect();
+            known.sort();
+            let wanted = written.issuer.value.clone();
+            let nearest = did_you_mean(&wanted, known.iter().map(String::as_str)).map(str::to_owned);
+            self.report_at(&written.issuer, Problem::UnknownIssuer { name: wanted, nearest, known });
+            return None;
+        };
+        let before = self.found.len();
+        let mut checks = Vec::new();
+        for (claim, wanted) in &written.matches.0 {
+            checks.extend(self.check(&issuer.profile, claim, wanted));
+        }
+        if self.found.len() > before {
+            return None;
+        }
+        if checks.is_empty() {
+            self.report_at(&written.name, Problem::EmptyRule);
+            return None;
+        }
+        let rule = Rule {
+            name: name?,
+            issuer: issuer.name.clone(),
+            profile: Arc::clone(&issuer.profile),
+            callers_are_ours: !issuer.shared || !issuer.tenants.is_empty(),
+            checks,
+        };
+        let tenant = issuer.profile.tenant_claim();
+        if !rule.callers_are_ours && !tenant.is_some_and(|tenant| rule.pins(tenant)) {
+            let (profile, claim) = (issuer.profile.title().to_owned(), tenant.map(str::to_owned));
+            self.report_at(&written.name, Problem::TenantPin { profile, claim });
+            return None;
+        }
+        Some(rule)
+    }
+
+    fn check(&mut self, profile: &Profile, name: &At<String>, wanted: &At<Wanted>) -> Option<Check> {
+        let (Some(claim), Some(slot)) = (profile.claim(&name.value), profile.slot(&name.value)) else {
+            self.report_at(name, unknown_claim(profile, &name.value));
+            return None;
+        };
+        let matcher = self.matcher(claim, name, wanted)?;
+        Some(Check { claim: name.value.as_str().into(), slot, matcher })
+    }
+
+    fn matcher(&mut self, claim: &Claim, name: &At<String>, wanted: &At<Wanted>) -> Option<Matcher> {
+        let (mut values, mut patterns) = (Vec::new(), Vec::new());
+        match &wanted.value {
+            Wanted::Any(items) if items.is_empty() => {
+                self.report_at(wanted, Problem::EmptyList);
+                return None;
+            }
+            Wanted::Any(items) => {
+                for item in items {
+                    self.alternative(claim, name, item, &mut values, &mut patterns)?;
+                }
+            }
+            Wanted::Operators(entries) => {
+                let (operator, operand) = self.operator(wanted, entries)?;
+                match operator.value.as_str() {
+                    "contains" => {
+                        let item = self.operand("contains", operand)?;
+                        let matcher = Matcher::contains(claim, &item).map_err(Problem::Pattern);
+                        return self.ok(operand, matcher);
+                    }
+                    "absent" => {
+                        return match &operand.value {
+                            Wanted::Scalar(text) if scalar(self.file, operand.referenced, text) == "true" => {
+                                Some(Matcher::Absent)
+                            }
+                            _ => {
+                                self.report_at(operand, Problem::Operand { operator: "absent", expected: "`true`" });
+                                None
+                            }
+                        };
+                    }
+                    _ => self.alternative(claim, name, wanted, &mut values, &mut patterns)?,
+                }
+            }
+            Wanted::Scalar(_) | Wanted::Null => self.alternative(claim, name, wanted, &mut values, &mut patterns)?,
+        }
+        let matcher = Matcher::any_of(claim, &values, patterns).map_err(Problem::Pattern);
+        self.ok(wanted, matcher)
+    }
+
+    /// One of the things that a claim may be: a value, a glob or a regex.
+    fn alternative(
+        &mut self,
+        claim: &Claim,
+        name: &At<String>,
+        wanted: &At<Wanted>,
+        values: &mut Vec<String>,
+        patterns: &mut Vec<Pattern>,
+    ) -> Option<()> {
+        match &wanted.value {
+            Wanted::Scalar(text) => values.push(scalar(self.file, wanted.referenced, text).to_owned()),
+            Wanted::Null => {
+                self.report(
+                    range(wanted.referenced).filter(|at| !at.is_empty()).or_else(|| place(self.file, name)),
+                    Problem::Null(name.value.clone()),
+                );
+                return None;
+            }
+            Wanted::Any(_) => {
+                self.report_at(wanted, Problem::Operand { operator: "glob", expected: "one text, not a list" });
+                return None;
+            }
+            Wanted::Operators(entries) => {
+                let (operator, operand) = self.operator(wanted, entries)?;
+                let pattern = match operator.value.as_str() {
+                    "glob" => Glob::parse(&self.operand("glob", operand)?, claim).map(Pattern::Glob),
+                    "regex" => WholeRegex::parse(&self.operand("regex", operand)?).map(Pattern::Regex),
+                    _ => {
+                        let expected = "a place of its own, not one in a list";
+                        let operator = if operator.value == "absent" { "absent" } else { "contains" };
+                        self.report_at(wanted, Problem::Operand { operator, expected });
+                        return None;
+                    }
+                };
+                patterns.push(self.ok(operand, pattern.map_err(Problem::Pattern))?);
+            }
+        }
+        Some(())
+    }
+
+    fn operator<'e>(
+        &mut self,
+        wanted: &At<Wanted>,
+        entries: &'e [(At<String>, At<Wanted>)],
+    ) -> Option<(&'e At<String>, &'e At<Wanted>)> {
+        const OPERATORS: [&str; 4] = ["glob", "regex", "contains", "absent"];
+        for (operator, _) in entries {
+            if !OPERATORS.contains(&operator.value.as_str()) {
+                let nearest = did_you_mean(&operator.value, OPERATORS).map(str::to_owned);
+                self.report_at(operator, Problem::UnknownOperator { name: operator.value.clone(), nearest });
+                return None;
+            }
+        }
+        match entries {
+            [(operator, operand)] => Some((operator, operand)),
+            _ => {
+                self.report_at(wanted, Problem::OperatorCount(entries.len()));
+                None
+            }
+        }
+    }
+
+    fn operand(&mut self, operator: &'static str, operand: &At<Wanted>) -> Option<String> {
+        match &operand.value {
+            Wanted::Scalar(text) => Some(scalar(self.file, operand.referenced, text).to_owned()),
+            _ => {
+                self.report_at(operand, Problem::Operand { operator, expected: "one text" });
+                None
+            }
+        }
+    }
+}
+
+pub(crate) fn unknown_claim(profile: &Profile, name: &str) -> Problem {
+    let nearest = did_you_mean(name, profile.claims().map(|claim| &*claim.name)).map(str::to_owned);
+    Problem::UnknownClaim { claim: name.to_owned(), profile: profile.title().to_owned(), nearest }
+}
+
+/// `15m`, `1h30m`, `90s`, in seconds.
+pub(crate) fn seconds(text: &str) -> Result<u32, Problem> {
+    let wrong = || Problem::Duration(text.to_owned());
+    let (mut total, mut rest) = (0_u64, text.trim());
+    if rest.is_empty() {
+        return Err(wrong());
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let number: u64 = rest.get(..digits).unwrap_or_default().parse().map_err(|_| wrong())?;
+        let unit = match rest.as_bytes().get(digits) {
+            Some(b's') => 1,
+            Some(b'm') => 60,
+            Some(b'h') => 3600,
+            Some(b'd') => 24 * 3600,
+            _ => return Err(wrong()),
+        };
+        total = number.checked_mul(unit).and_then(|part| total.checked_add(part)).ok_or_else(wrong)?;
+        rest = rest.get(digits + 1..).unwrap_or_default();
+    }
+    u32::try_from(total).ok().filter(|total| (1..=MAX_TTL).contains(total)).ok_or_else(wrong)
+}
+
+fn is_date(text: &str) -> bool {
+    text.parse::<jiff::civil::Date>().is_ok_and(|date| date.to_string() == text)
+}

@@ -1,0 +1,364 @@
+//! Policy files as written: YAML with the place of everything, unknown fields refused.
+//!
+//! Aliases, anchors and merge keys are refused outright: a policy says what it means where it means
+//! it, and a file cannot grow when it is read.
+
+use crate::source::{Diagnostic, MAX_SOURCE_BYTES, Text};
+use serde::{
+    Deserialize,
+    de::{DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor},
+};
+use serde_saphyr::{
+    Location, Spanned,
+    options::{MergeKeyPolicy, NonFiniteFloatPolicy},
+};
+use std::{fmt, ops::Range};
+
+/// A value and its place in the file.
+pub type At<T> = Spanned<T>;
+
+/// A grant file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantFile {
+    /// The grant's name, which jobs ask for.
+    pub grant: At<String>,
+    /// Who answers for it.
+    pub owner: At<String>,
+    /// The day by which somebody has to look at it again.
+    pub review_by: Option<At<String>>,
+    /// What it is for, in a sentence.
+    pub description: Option<At<String>>,
+    /// The backend that makes the credential.
+    pub backend: At<String>,
+    /// What the credential is, in the backend's own terms.
+    #[serde(default)]
+    pub credential: Option<Tree>,
+    /// How long a credential lives: `15m`.
+    pub ttl: At<String>,
+    /// How long renewals can keep it alive.
+    pub max_lifetime: Option<At<String>>,
+    /// The scopes that a job may choose from.
+    #[serde(default)]
+    pub scopes: Vec<At<String>>,
+    /// Who is told why a request was denied.
+    pub disclose: Option<At<Disclose>>,
+    /// The ways to be entitled to it.
+    pub rules: At<Vec<At<RuleFile>>>,
+    /// What the policy must do, tried by `policy test`.
+    #[serde(default)]
+    pub tests: Vec<At<CaseFile>>,
+}
+
+/// Who is told why a request was denied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Disclose {
+    /// Nobody: unknown, denied and spent look the same.
+    None,
+    /// A job learns why the rules that pin its own tenant failed.
+    #[default]
+    Tenant,
+    /// Every job learns everything.
+    Full,
+}
+
+/// A rule.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RuleFile {
+    /// Its name, unique in the grant.
+    pub name: At<String>,
+    /// The issuer whose tokens it speaks of.
+    pub issuer: At<String>,
+    /// What the claims must be; every line must match.
+    #[serde(default, rename = "match")]
+    pub matches: Matches,
+}
+
+/// A case: a token, and what the policy must say to it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CaseFile {
+    /// What it shows.
+    pub name: At<String>,
+    /// The issuer of the token; the grant's only one with a profile that fits, if not given.
+    pub issuer: Option<At<String>>,
+    /// A fixture (`from`) and claims that differ from it; `null` takes a claim away.
+    pub claims: At<Tree>,
+    /// The scopes that the job asks for.
+    pub scope: Option<Vec<String>>,
+    /// `permit` or `deny`: the grant as a whole.
+    pub expect: At<Expect>,
+    /// For a permit: the rule that gives it.
+    pub rule: Option<At<String>>,
+    /// For a denial: claims that must be among what fails, per rule.
+    #[serde(default)]
+    pub because: Reasons,
+}
+
+/// What a case expects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Expect {
+    /// The grant is given.
+    Permit,
+    /// The grant is not given.
+    Deny,
+}
+
+/// Rules and the claims that fail in them, in the order of the file.
+#[derive(Debug, Default)]
+pub struct Reasons(pub Vec<(At<String>, Vec<At<String>>)>);
+
+/// The lines of a `match`, in the order of the file.
+#[derive(Debug, Default)]
+pub struct Matches(pub Vec<(At<String>, At<Wanted>)>);
+
+/// What a claim has to be.
+#[derive(Debug)]
+pub enum Wanted {
+    /// Exactly this text. `None` for a scalar that YAML reads as something else than text: its
+    /// text is what the file says at its place.
+    Scalar(Option<String>),
+    /// Null, which is nothing that a claim can be.
+    Null,
+    /// Any of these.
+    Any(Vec<At<Wanted>>),
+    /// `{ glob: … }` and its like; how many entries there are is checked when it is compiled.
+    Operators(Vec<(At<String>, At<Wanted>)>),
+}
+
+/// YAML of any form, with places.
+#[derive(Debug)]
+pub enum Tree {
+    /// A scalar; see [`Wanted::Scalar`].
+    Scalar(Option<String>),
+    /// Null.
+    Null,
+    /// A sequence.
+    List(Vec<At<Tree>>),
+    /// A mapping.
+    Map(Vec<(At<String>, At<Tree>)>),
+}
+
+/// The bytes that a value takes in its file.
+pub(crate) fn range(location: Location) -> Option<Range<usize>> {
+    let span = location.span();
+    let start = usize::try_from(span.byte_offset()?).ok()?;
+    let len = usize::try_from(span.byte_len()?).ok()?;
+    Some(start..start + len)
+}
+
+/// The place of a value, at its first line: the span of a mapping or a block scalar reaches far.
+pub(crate) fn place<T>(file: &Text, value: &At<T>) -> Option<Range<usize>> {
+    let range = range(value.referenced)?;
+    let text = file.text.get(range.clone())?;
+    let first_line = text.lines().next().map_or(0, |line| line.trim_end().len());
+    Some(range.start..range.start + first_line)
+}
+
+/// The text of a scalar, also where YAML would read it as a number or a boolean.
+pub(crate) fn scalar<'a>(file: &'a Text, location: Location, text: &'a Option<String>) -> &'a str {
+    match text {
+        Some(text) => text,
+        None => range(location).and_then(|range| file.text.get(range)).unwrap_or_default().trim(),
+    }
+}
+
+/// Reads a file as a `T`.
+///
+/// # Errors
+/// The first thing that is wrong with it.
+pub(crate) fn parse<T: DeserializeOwned>(file: &Text) -> Result<T, Diagnostic> {
+    if file.text.len() > MAX_SOURCE_BYTES {
+        let message = format!("the file is longer than {MAX_SOURCE_BYTES} bytes");
+        return Err(Diagnostic::new(file, None, "too-long", message).with_help("write one file per grant"));
+    }
+    serde_saphyr::from_str_with_options(&file.text, options()).map_err(|error| {
+        let error = error.without_snippet();
+        let at = error.location().and_then(range).map(|range| {
+            let start = range.start.min(file.text.len());
+            start..range.end.clamp(start, file.text.len())
+        });
+        let mut message = error.to_string();
+        // The place is said by the diagnostic itself.
+        if let Some(cut) = message.rfind(" at line ") {
+            message.truncate(cut);
+        }
+        Diagnostic::new(file, at, "syntax", message)
+    })
+}
+
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_aliases: 0,
+            max_anchors: 0,
+            max_depth: 16,
+            flow_nesting_limit: 16,
+            max_documents: 1,
+            max_nodes: 50_000,
+            max_merge_keys: 0,
+        },
+        merge_keys: MergeKeyPolicy::Error,
+        non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
+        with_snippet: false,
+        reject_unsupported_tags: true,
+    }
+}
+
+/// Reads a mapping's entries in order, with the places of keys and values.
+struct Entries<V>(Vec<(At<String>, V)>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Entries<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct EntriesVisitor<V>(std::marker::PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for EntriesVisitor<V> {
+            type Value = Entries<V>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a mapping")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Entries<V>, A::Error> {
+                entries(map).map(Entries)
+            }
+        }
+        deserializer.deserialize_map(EntriesVisitor(std::marker::PhantomData))
+    }
+}
+
+fn entries<'de, V: Deserialize<'de>, A: MapAccess<'de>>(mut map: A) -> Result<Vec<(At<String>, V)>, A::Error> {
+    let mut entries = Vec::new();
+    while let Some(entry) = map.next_entry()? {
+        entries.push(entry);
+    }
+    Ok(entries)
+}
+
+impl<'de> Deserialize<'de> for Matches {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Entries::deserialize(deserializer).map(|Entries(entries)| Self(entries))
+    }
+}
+
+impl<'de> Deserialize<'de> for Reasons {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Entries::deserialize(deserializer).map(|Entries(entries)| Self(entries))
+    }
+}
+
+macro_rules! any_yaml {
+    ($type:ident, $visitor:ident, $list:ident, $map:ident) => {
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_any($visitor)
+            }
+        }
+        struct $visitor;
+        impl<'de> Visitor<'de> for $visitor {
+            type Value = $type;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a scalar, a list or a mapping")
+            }
+            fn visit_str<E>(self, text: &str) -> Result<$type, E> {
+                Ok($type::Scalar(Some(text.to_owned())))
+            }
+            fn visit_bool<E>(self, _: bool) -> Result<$type, E> {
+                Ok($type::Scalar(None))
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<$type, E> {
+                Ok($type::Scalar(None))
+            }
+            fn visit_u64<E>(self, _: u64) -> Result<$type, E> {
+                Ok($type::Scalar(None))
+            }
+            fn visit_i128<E>(self, _: i128) -> Result<$type, E> {
+                Ok($type::Scalar(None))
+            }
+            fn visit_u128<E>(self, _: u128) -> Result<$type, E> {
+                Ok($type::Scalar(None))
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<$type, E> {
+                Ok($type::Scalar(None))
+            }
+            fn visit_unit<E>(self) -> Result<$type, E> {
+                Ok($type::Null)
+            }
+            fn visit_none<E>(self) -> Result<$type, E> {
+                Ok($type::Null)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<$type, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = seq.next_element()? {
+                    items.push(item);
+                }
+                Ok($type::$list(items))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<$type, A::Error> {
+                entries(map).map($type::$map)
+            }
+        }
+    };
+}
+
+any_yaml!(Wanted, WantedVisitor, Any, Operators);
+any_yaml!(Tree, TreeVisitor, List, Map);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::Source;
+
+    fn text(text: &str) -> Text {
+        Text::from(&Source { path: "grants/x.yaml".to_owned(), text: text.to_owned() })
+    }
+
+    #[test]
+    fn scalars_keep_their_text() {
+        let file =
+            text("a: 0755\nb: 1.10\nc: true   # yes\nd: 'x'\ne: 12e4567\nf: ~\ng: é 1_0\nh: [1.0, 0x10]\ni: 1001\n");
+        let Tree::Map(entries) = parse::<Tree>(&file).expect("YAML") else { panic!("a mapping") };
+        let read: Vec<String> = entries
+            .iter()
+            .map(|(_, value)| match &value.value {
+                Tree::Scalar(text) => scalar(&file, value.referenced, text).to_owned(),
+                Tree::Null => "null".to_owned(),
+                Tree::List(items) => items
+                    .iter()
+                    .map(|item| match &item.value {
+                        Tree::Scalar(text) => scalar(&file, item.referenced, text),
+                        _ => "?",
+                    })
+                    .collect::<Vec<_>>()
+                    .join("|"),
+                Tree::Map(_) => "?".to_owned(),
+            })
+            .collect();
+        assert_eq!(read, ["0755", "1.10", "true", "x", "12e4567", "null", "é 1_0", "1.0|0x10", "1001"]);
+        assert_eq!(place(&file, &entries[2].0), Some(16..17), "keys have places");
+    }
+
+    #[test]
+    fn bombs_are_refused_quickly() {
+        let aliases = format!("a: &a [x]\nb: [{}]\n", "*a, ".repeat(60_000));
+        let nesting = "[".repeat(100_000);
+        let maps = "{a: ".repeat(50_000);
+        let block = (0..5_000).map(|i| format!("{}a:\n", " ".repeat(i % 500))).collect::<String>();
+        let huge = "x".repeat(1 << 20);
+        let merge = "a: { <<: { b: c } }".to_owned();
+        let many = "- x\n".repeat(60_000);
+        for (name, bomb) in [
+            ("aliases", aliases),
+            ("nesting", nesting),
+            ("maps", maps),
+            ("block", block),
+            ("huge", huge),
+            ("merge", merge),
+            ("many", many),
+        ] {
+            let started = std::time::Instant::now();
+            assert!(parse::<Tree>(&text(&bomb)).is_err(), "{name}");
+            assert!(started.elapsed().as_secs() < 2, "{name} took {:?}", started.elapsed());
+        }
+    }
+}

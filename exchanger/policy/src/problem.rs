@@ -1,0 +1,139 @@
+//! Everything that a policy file can get wrong, each with its code and its cure.
+
+use crate::pattern::PatternError;
+use jobpass_protocol::NameError;
+
+/// Why a policy file, or a part of one, is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Problem {
+    #[error("{0}")]
+    Name(NameError),
+    #[error("the grant `{name}` is also defined in {other}")]
+    DuplicateGrant { name: String, other: String },
+    #[error("`{0}` says nobody")]
+    Owner(String),
+    #[error("`{0}` is not a time: expected a number and one of s, m, h, d, from 1s to 7d")]
+    Duration(String),
+    #[error("`max_lifetime` is shorter than `ttl`")]
+    MaxLifetime,
+    #[error("`{0}` is not a day: expected YYYY-MM-DD")]
+    Date(String),
+    #[error("`{0}` is not a scope: expected printable ASCII without space, \" and \\")]
+    Scope(String),
+    #[error("`{0}` is there twice")]
+    Duplicate(String),
+    #[error("a grant without rules permits nobody")]
+    NoRules,
+    #[error("a rule without matchers permits every job of its issuer")]
+    EmptyRule,
+    #[error("there is no issuer `{name}`{}", or_did_you_mean(.nearest))]
+    UnknownIssuer { name: String, nearest: Option<String>, known: Vec<String> },
+    #[error("{profile} tokens have no claim `{claim}`{}", or_did_you_mean(.nearest))]
+    UnknownClaim { claim: String, profile: String, nearest: Option<String> },
+    #[error("{0}")]
+    Pattern(PatternError),
+    #[error("`{name}` is not an operator{}", or_did_you_mean(.nearest))]
+    UnknownOperator { name: String, nearest: Option<String> },
+    #[error("a matcher has exactly one operator, and this one has {0}")]
+    OperatorCount(usize),
+    #[error("`{0}` is compared with nothing")]
+    Null(String),
+    #[error("an empty list matches nothing")]
+    EmptyList,
+    #[error("`{operator}` takes {expected}")]
+    Operand { operator: &'static str, expected: &'static str },
+    #[error("the rule accepts tokens of every tenant: anyone can get a {profile} token with this server's audience")]
+    TenantPin { profile: String, claim: Option<String> },
+    #[error("there is no fixture `{name}`{}", or_did_you_mean(.nearest))]
+    UnknownFixture { name: String, nearest: Option<String> },
+    #[error("{0}")]
+    CaseIssuer(String),
+    #[error("`{claim}` is cut out of `{from}`")]
+    DerivedClaim { claim: String, from: String },
+    #[error("the claims are none that a token could have: {0}")]
+    CaseClaims(String),
+    #[error("the grant has no rule `{name}`{}", or_did_you_mean(.nearest))]
+    UnknownRule { name: String, nearest: Option<String> },
+    #[error("{0}")]
+    CaseReason(&'static str),
+}
+
+fn or_did_you_mean(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|name| format!("; did you mean `{name}`?")).unwrap_or_default()
+}
+
+impl Problem {
+    /// The name of the kind of problem.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::Name(_) => "name",
+            Self::DuplicateGrant { .. } => "duplicate-grant",
+            Self::Owner(_) => "owner",
+            Self::Duration(_) => "duration",
+            Self::MaxLifetime => "max-lifetime",
+            Self::Date(_) => "date",
+            Self::Scope(_) => "scope",
+            Self::Duplicate(_) => "duplicate",
+            Self::NoRules => "no-rules",
+            Self::EmptyRule => "empty-rule",
+            Self::UnknownIssuer { .. } => "unknown-issuer",
+            Self::UnknownClaim { .. } => "unknown-claim",
+            Self::Pattern(_) => "pattern",
+            Self::UnknownOperator { .. } => "unknown-operator",
+            Self::OperatorCount(_) => "operator-count",
+            Self::Null(_) => "null",
+            Self::EmptyList => "empty-list",
+            Self::Operand { .. } => "operand",
+            Self::TenantPin { .. } => "tenant-pin",
+            Self::UnknownFixture { .. } => "unknown-fixture",
+            Self::CaseIssuer(_) => "case-issuer",
+            Self::DerivedClaim { .. } => "derived-claim",
+            Self::CaseClaims(_) => "case-claims",
+            Self::UnknownRule { .. } => "unknown-rule",
+            Self::CaseReason(_) => "case-reason",
+        }
+    }
+
+    /// How to repair it.
+    pub(crate) fn help(&self) -> String {
+        match self {
+            Self::Name(_) => "for example `deploy-prod`".to_owned(),
+            Self::DuplicateGrant { .. } => "rename one of them: neither is loaded until then".to_owned(),
+            Self::Owner(_) => "write a team's address, such as team-platform@acme.example".to_owned(),
+            Self::Duration(_) => "for example 15m".to_owned(),
+            Self::MaxLifetime => "make it at least as long as `ttl`, or leave it out to allow no renewal".to_owned(),
+            Self::Date(_) => "for example 2027-06-30".to_owned(),
+            Self::Scope(_) => "for example read".to_owned(),
+            Self::Duplicate(_) => "take one of them away".to_owned(),
+            Self::NoRules => "write at least one rule".to_owned(),
+            Self::EmptyRule => "say under `match:` whose jobs and which of them".to_owned(),
+            Self::UnknownIssuer { known, .. } => format!("the issuers are: {}", known.join(", ")),
+            Self::UnknownClaim { profile, .. } => {
+                format!("see `policy claims` for what {profile} tokens hold")
+            }
+            Self::Pattern(error) => error.help(),
+            Self::UnknownOperator { .. } | Self::OperatorCount(_) => {
+                "write one of { glob: … }, { regex: … }, { contains: … }, { absent: true }".to_owned()
+            }
+            Self::Null(_) => {
+                "write { absent: true } for a claim that must not be there, \"\" for an empty one".to_owned()
+            }
+            Self::EmptyList => "list at least one value, or take the rule away".to_owned(),
+            Self::Operand { operator, .. } => {
+                format!("to accept any of several, list the matchers: [{{ {operator}: … }}, …]")
+            }
+            Self::TenantPin { claim: Some(claim), .. } => {
+                format!(
+                    "add `{claim}: \"…\"` with your own id, or list `tenants:` of the issuer in the server's config"
+                )
+            }
+            Self::TenantPin { claim: None, .. } => "list `tenants:` of the issuer in the server's config".to_owned(),
+            Self::UnknownFixture { .. } => "see `policy fixtures` for those that there are".to_owned(),
+            Self::CaseIssuer(_) => "write `issuer:` with the name of the issuer that the token is from".to_owned(),
+            Self::DerivedClaim { from, .. } => format!("set `{from}` instead"),
+            Self::CaseClaims(_) => "start from a fixture: { from: github/push, … }".to_owned(),
+            Self::UnknownRule { .. } => "name a rule of this grant".to_owned(),
+            Self::CaseReason(_) => "see docs/policies.md, “Tests”".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Policy files as texts, and what is to be said about them: diagnostics with their place.
+
+use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceCode};
+use serde::{Serialize, Serializer, ser::SerializeStruct};
+use std::{fmt, ops::Range, sync::Arc};
+
+/// The largest policy file, in bytes. A grant is a page or two.
+pub const MAX_SOURCE_BYTES: usize = 256 * 1024;
+
+/// A file as it was read.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Its path, as errors show it. The file's name says what kind of file it is.
+    pub path: String,
+    /// What it holds.
+    pub text: String,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Good to know.
+    Info,
+    /// To be repaired, or to be allowed with a reason.
+    Warning,
+    /// Refused by the server.
+    Error,
+}
+
+impl Severity {
+    /// The word for it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// One thing to be said about one place of one file.
+#[derive(Clone)]
+pub struct Diagnostic {
+    /// Names the kind of problem, for machines and for the documentation.
+    pub code: &'static str,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong.
+    pub message: String,
+    /// How to repair it.
+    pub help: Option<String>,
+    span: Option<Range<usize>>,
+    file: Text,
+}
+
+impl Diagnostic {
+    pub(crate) fn new(file: &Text, span: Option<Range<usize>>, code: &'static str, message: String) -> Self {
+        Self { code, severity: Severity::Error, message, help: None, span, file: file.clone() }
+    }
+
+    pub(crate) fn with_help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+
+    /// The file that it is about.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.file.path
+    }
+
+    /// The place in the file's text, in bytes.
+    #[must_use]
+    pub fn span(&self) -> Option<Range<usize>> {
+        self.span.clone()
+    }
+
+    /// Line and column, both from 1, the column in characters; the first line where the place is
+    /// the file as a whole.
+    #[must_use]
+    pub fn position(&self) -> (usize, usize) {
+        let start = self.span.as_ref().map_or(0, |span| span.start);
+        let before = self.file.text.get(..start).unwrap_or_default();
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let column = before.get(line_start..).map_or(0, |line| line.chars().count());
+        (before.matches('\n').count() + 1, column + 1)
+    }
+
+    /// The diagnostic with an excerpt of the source and the place marked in it.
+    #[must_use]
+    pub fn render(&self, color: bool) -> String {
+        let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
+        let handler =
+            GraphicalReportHandler::new_themed(theme).with_width(118).with_links(false).with_wrap_lines(false);
+        let source = NamedSource::new(&self.file.path, self.file.text.clone()).with_language("yaml");
+        let mut out = String::new();
+        match handler.render_report(&mut out, &Report { diagnostic: self, source }) {
+            Ok(()) => out,
+            Err(fmt::Error) => self.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Diagnostic {
+    /// `path:line:column: error[code]: message (help)`, on one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (line, column) = self.position();
+        let Self { code, severity, message, help, .. } = self;
+        write!(f, "{}:{line}:{column}: {}[{code}]: {message}", self.path(), severity.word())?;
+        match help {
+            Some(help) => write!(f, " ({help})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for Diagnostic {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (line, column) = self.position();
+        let mut out = serializer.serialize_struct("Diagnostic", 7)?;
+        out.serialize_field("code", self.code)?;
+        out.serialize_field("severity", &self.severity)?;
+        out.serialize_field("path", self.path())?;
+        out.serialize_field("line", &line)?;
+        out.serialize_field("column", &column)?;
+        out.serialize_field("message", &self.message)?;
+        out.serialize_field("help", &self.help)?;
+        out.end()
+    }
+}
+
+/// A file, shared by whatever points into it.
+#[derive(Clone)]
+pub(crate) struct Text(Arc<Source>);
+
+impl From<&Source> for Text {
+    fn from(source: &Source) -> Self {
+        Self(Arc::new(source.clone()))
+    }
+}
+
+impl std::ops::Deref for Text {
+    type Target = Source;
+    fn deref(&self) -> &Source {
+        &self.0
+    }
+}
+
+struct Report<'a> {
+    diagnostic: &'a Diagnostic,
+    source: NamedSource<String>,
+}
+
+impl fmt::Debug for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.diagnostic.message)
+    }
+}
+impl std::error::Error for Report<'_> {}
+impl miette::Diagnostic for Report<'_> {
+    fn code<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        Some(Box::new(self.diagnostic.code))
+    }
+    fn severity(&self) -> Option<miette::Severity> {
+        Some(match self.diagnostic.severity {
+            Severity::Info => miette::Severity::Advice,
+            Severity::Warning => miette::Severity::Warning,
+            Severity::Error => miette::Severity::Error,
+        })
+    }
+    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        self.diagnostic.help.as_ref().map(|help| Box::new(help) as Box<dyn fmt::Display>)
+    }
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        self.diagnostic.span.is_some().then_some(&self.source)
+    }
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        let span = self.diagnostic.span.clone()?;
+        Some(Box::new(std::iter::once(LabeledSpan::new(None, span.start, span.len()))))
+    }
+}
+
+/// The known name that was probably meant, if one is near enough.
+pub(crate) fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let reach = (name.chars().count() / 3).clamp(1, 4);
+    known
+        .into_iter()
+        .map(|candidate| (distance(&name.to_lowercase(), &candidate.to_lowercase()), candidate))
+        .filter(|(distance, _)| *distance <= reach)
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// Edits (insert, delete, replace, swap neighbours) between two short texts.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut rows = vec![(0..=b.len()).collect::<Vec<_>>()];
+    for (i, x) in a.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, y) in b.iter().enumerate() {
+            let at = |back: usize, j: usize| rows.len().checked_sub(back).and_then(|r| rows[r].get(j)).copied();
+            let replaced = at(1, j).unwrap_or(i) + usize::from(x != y);
+            let mut best = replaced.min(at(1, j + 1).unwrap_or(i) + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && a[i - 1] == *y && b[j - 1] == *x {
+                best = best.min(at(2, j - 1).unwrap_or(i) + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows.last().and_then(|row| row.last()).copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_names() {
+        let known = ["repository", "repository_id", "repository_owner_id", "ref", "ref_type", "environment"];
+        for (name, expected) in [
+            ("repositry", Some("repository")),
+            ("repository_ownerid", Some("repository_owner_id")),
+            ("enviroment", Some("environment")),
+            ("rfe", Some("ref")),
+            ("Repository", Some("repository")),
+            ("colour", None),
+            ("", None),
+        ] {
+            assert_eq!(did_you_mean(name, known), expected, "{name}");
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! What policies do, through the crate's public face.
+
+#[cfg(test)]
+mod common;
+#[cfg(test)]
+mod compiling;
+#[cfg(test)]
+mod deciding;
