@@ -1,0 +1,240 @@
+//! `jobpass exec`.
+
+use crate::{
+    Ci, Job,
+    fake::{PASSWORD, Reply, Seen},
+};
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    process::{Command, Stdio},
+};
+
+#[test]
+fn secrets_do_not_show_whatever_the_child_does_with_them() {
+    for (grants, script, stdout) in [
+        (&["db"][..], r#"echo "pw=$PGPASSWORD." "#, "pw=***.\n"),
+        (&["db"], r#"printf %s "$PGPASSWORD" | base64"#, "***\n"),
+        (&["db"], r#"printf 'user:%s' "$PGPASSWORD" | base64"#, "dXNlcjp***\n"),
+        (&["db"], r#"printf %s "$PGPASSWORD" | od -An -tx1 | tr -d ' \n'"#, "***"),
+        (&["db"], "echo Pa5%2Fword%2Bwith%20spaces%26more Pa5%2fword%2bwith+spaces%26more", "*** ***\n"),
+        (&["db"], "printf Pa5/wo; sleep 0.1; printf 'rd+wi'; sleep 0.1; echo 'th spaces&more'", "***\n"),
+        (&["db"], "echo Pa5/word+with spices", "Pa5/word+with spices\n"),
+        (&["db"], "echo $PGUSER@$PGHOST", "jobpass_1@db.example\n"),
+        (&["key"], r#"echo "$JOBPASS_TOKEN" | tail -n 1; echo "$JOBPASS_TOKEN""#, "***\n***\n"),
+        (&["key"], r#"printf %s "$JOBPASS_TOKEN" | base64 -w 20"#, "***\n"),
+        // The process above has the CI's token and the handles; what can be read of them does not show either.
+        (&["db"], "cat $XDG_RUNTIME_DIR/jobpass-*/* | grep -c 'jph_'; true", "0\n"),
+        (&["db"], "tr '\\0' '\\n' < /proc/$PPID/environ | grep ^JOBPASS_ID_TOKEN=", "JOBPASS_ID_TOKEN=***\n"),
+    ] {
+        let job = Job::new(Ci::GitLab);
+        let ended = job.exec(grants, script);
+        assert_eq!((ended.stdout.as_str(), ended.code), (stdout, Some(0)), "{script}: {}", ended.stderr);
+        // The other output is filtered alike.
+        let ended = job.exec(grants, &format!("{{ {script}; }} >&2"));
+        assert!(ended.stderr.ends_with(stdout), "{script}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_secret_that_begins_another_leaves_no_tail() {
+    let job = Job::new(Ci::GitLab);
+    let script = r#"echo "$JOBPASS_TOKEN" "$OTHER""#;
+    let ended = job.run(&[
+        "exec",
+        "--grant",
+        "api",
+        "--grant",
+        "other-api",
+        "--env",
+        "OTHER=other-api.token",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    assert_eq!(ended.stdout, "*** ***\n", "{}", ended.stderr);
+}
+
+#[test]
+fn the_child_has_the_credential_and_no_way_to_another() {
+    for ci in [Ci::GitHub, Ci::GitLab] {
+        let job = Job::new(ci);
+        let ended = job.exec(&["db"], "env | cut -d= -f1 | sort | tr '\\n' ' '");
+        assert!(ended.stdout.contains("PGDATABASE PGHOST PGPASSWORD PGPORT PGSSLMODE PGUSER "), "{ended:?}");
+        for name in ["ACTIONS_ID_TOKEN", "JOBPASS_ID_TOKEN"] {
+            assert!(!ended.stdout.contains(name), "{ended:?}");
+        }
+        assert_eq!(job.fake.story(), "db revoke");
+    }
+}
+
+#[test]
+fn exit_codes_are_a_shells() {
+    let script = |text: &'static str| vec!["exec", "--grant", "db", "--", "sh", "-c", text];
+    for (args, code, story) in [
+        (script("true"), 0, "db revoke"),
+        (script("exit 7"), 7, "db revoke"),
+        (script("kill -TERM $$"), 143, "db revoke"),
+        (script("kill -KILL $$"), 137, "db revoke"),
+        (vec!["exec", "--grant", "db", "--", "no-such-command"], 127, "db revoke"),
+        (vec!["exec", "--grant", "db", "--", "/etc/passwd"], 126, "db revoke"),
+        (vec!["exec", "--grant", "db", "--grant", "nothing", "--", "true"], 125, "db nothing revoke"),
+        (vec!["exec", "--grant", "Not A Name", "--", "true"], 125, ""),
+        (vec!["exec", "--grant", "db"], 125, ""),
+        (vec!["exec", "--grant", "api", "--grant", "key", "--", "true"], 125, "api key revoke revoke"),
+        (vec!["exec", "--grant", "db", "--env", "X=nothing", "--", "true"], 125, "db revoke"),
+        (vec!["get", "--grant", "db"], 2, ""),
+        (vec!["get", "--grant", "nothing", "--to", "x"], 1, "nothing"),
+        (vec!["--help"], 0, ""),
+    ] {
+        let job = Job::new(Ci::GitLab);
+        let ended = job.run(&args);
+        assert_eq!((ended.code, job.fake.story().as_str()), (Some(code), story), "{args:?}: {}", ended.stderr);
+        assert!(!ended.stderr.contains(PASSWORD));
+    }
+}
+
+#[test]
+fn a_denial_says_why_and_what_now() {
+    let ended = Job::new(Ci::GitHub).exec(&["nothing"], "true");
+    let error = ended.stderr.lines().last().unwrap_or_default();
+    assert!(
+        error.starts_with("::error title=jobpass::grant `nothing` is refused (invalid_target): not yours%0A"),
+        "{error}"
+    );
+    assert!(error.ends_with("under decision d-1"), "{error}");
+}
+
+#[test]
+fn signals_reach_the_child_and_its_leases_are_given_back() {
+    for (signal, code) in [("TERM", 9), ("INT", 9), ("HUP", 9)] {
+        let job = Job::new(Ci::GitLab);
+        let script = format!("trap 'exit 9' {signal}; echo ready; while :; do sleep 0.02; done");
+        let mut command = job.command(&["exec", "--grant", "db", "--", "sh", "-c", &script]);
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("jobpass runs");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("stdout")).read_line(&mut line).expect("a line");
+        assert_eq!(line, "ready\n");
+        let kill = Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().expect("kill");
+        assert!(kill.success());
+        assert_eq!(child.wait().expect("ends").code(), Some(code), "{signal}");
+        assert_eq!(job.fake.story(), "db revoke", "{signal}");
+    }
+}
+
+#[test]
+fn a_signal_while_asking_stops_the_asking() {
+    let job = Job::new(Ci::GitLab);
+    job.fake.script(&[Reply::Status(503, "retry-after: 50\r\n", "")]);
+    let mut command = job.command(&["exec", "--grant", "db", "--", "true"]);
+    let child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("jobpass runs");
+    while job.fake.seen().is_empty() {
+        std::thread::yield_now();
+    }
+    Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status().expect("kill");
+    let ended = child.wait_with_output().expect("ends");
+    assert_eq!(ended.status.code(), Some(143));
+    assert_eq!(job.fake.story(), "db");
+}
+
+#[test]
+fn output_flows_while_the_child_waits() {
+    let job = Job::new(Ci::GitLab);
+    let mut command =
+        job.command(&["exec", "--grant", "db", "--", "sh", "-c", "printf 'Name: '; read name; echo \"Hi $name\""]);
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("jobpass runs");
+    let mut stdout = child.stdout.take().expect("stdout");
+    let mut prompt = [0; 6];
+    stdout.read_exact(&mut prompt).expect("the prompt comes before the answer");
+    assert_eq!(&prompt, b"Name: ");
+    child.stdin.take().expect("stdin").write_all(b"Ann\n").expect("write");
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).expect("read");
+    assert_eq!((rest.as_str(), child.wait().expect("ends").code()), ("Hi Ann\n", Some(0)));
+}
+
+#[test]
+fn a_process_left_behind_holds_nothing_up() {
+    let job = Job::new(Ci::GitLab);
+    let start = std::time::Instant::now();
+    let ended = job.exec(&["db"], "sleep 60 & echo $!");
+    Command::new("kill").arg(ended.stdout.trim()).status().expect("kill");
+    assert_eq!((ended.code, job.fake.story().as_str()), (Some(0), "db revoke"));
+    assert!(start.elapsed().as_secs() < 30, "{ended:?}");
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_child_as_in_a_shell() {
+    let job = Job::new(Ci::GitLab);
+    let mut command = job.command(&["exec", "--grant", "db", "--", "yes"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("jobpass runs");
+    let mut some = [0; 2];
+    let mut stdout = child.stdout.take().expect("stdout");
+    stdout.read_exact(&mut some).expect("output");
+    drop(stdout);
+    assert_eq!(child.wait().expect("ends").code(), Some(128 + 13));
+    assert_eq!(job.fake.story(), "db revoke");
+}
+
+#[test]
+fn leases_live_as_long_as_the_child() {
+    for (script, story, warning) in [
+        (vec![], "db renew revoke", None),
+        (
+            vec![Reply::Status(400, "", r#"{"error":"invalid_grant","error_description":"frozen"}"#)],
+            "db renew revoke",
+            Some("frozen"),
+        ),
+    ] {
+        let job = Job::new(Ci::GitLab);
+        job.fake.expires_in(2);
+        // The child ends once the server has seen a renewal.
+        let mark = job.path().join("renewed");
+        let wait = format!("while ! [ -e {} ]; do sleep 0.02; done; sleep 0.2", mark.display());
+        let mut command = job.command(&["exec", "--grant", "db", "--", "sh", "-c", &wait]);
+        let child = command.stderr(Stdio::piped()).spawn().expect("jobpass runs");
+        while job.fake.seen().is_empty() {
+            std::thread::yield_now();
+        }
+        job.fake.script(&script);
+        while !job.fake.story().contains("renew") {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        std::fs::write(&mark, "").expect("mark");
+        let ended = crate::Ended::from(child.wait_with_output().expect("ends"));
+        assert_eq!((ended.code, job.fake.story().as_str()), (Some(0), story), "{ended:?}");
+        assert_eq!(ended.stderr.matches("is not renewed").count(), usize::from(warning.is_some()), "{ended:?}");
+        assert!(ended.stderr.contains(warning.unwrap_or_default()), "{ended:?}");
+        let handles: Vec<String> = job
+            .fake
+            .seen()
+            .into_iter()
+            .filter_map(|seen| match seen {
+                Seen::Renew { handle, .. } | Seen::Revoke(handle) => Some(handle),
+                _ => None,
+            })
+            .collect();
+        // A handle is replaced by its renewal, and only then.
+        assert_eq!(handles[0] == handles[1], warning.is_some(), "{handles:?}");
+    }
+}
+
+#[test]
+fn a_lease_that_cannot_be_given_back_is_told_and_kept_for_later() {
+    let job = Job::new(Ci::GitLab);
+    let refusal = Reply::Status(400, "", r#"{"error":"invalid_request","error_description":"no"}"#);
+    let mut command = job.command(&["exec", "--grant", "db", "--", "sh", "-c", "read line; exit 3"]);
+    let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("jobpass runs");
+    while job.fake.seen().is_empty() {
+        std::thread::yield_now();
+    }
+    job.fake.script(&[refusal]);
+    child.stdin.take().expect("stdin").write_all(b"\n").expect("write");
+    let ended = crate::Ended::from(child.wait_with_output().expect("ends"));
+    assert_eq!(ended.code, Some(3), "the child's code counts");
+    assert!(ended.stderr.contains("was not given back and lives until it expires"), "{ended:?}");
+    let ended = job.run(&["revoke"]);
+    assert_eq!((ended.code, job.fake.story().as_str()), (Some(0), "db revoke revoke"), "{ended:?}");
+}
