@@ -20,10 +20,14 @@ fn secrets_do_not_show_whatever_the_child_does_with_them() {
         (&["db"], "printf Pa5/wo; sleep 0.1; printf 'rd+wi'; sleep 0.1; echo 'th spaces&more'", "***\n"),
         (&["db"], "echo Pa5/word+with spices", "Pa5/word+with spices\n"),
         (&["db"], "echo $PGUSER@$PGHOST", "jobpass_1@db.example\n"),
-        (&["key"], r#"echo "$JOBPASS_TOKEN" | tail -n 1; echo "$JOBPASS_TOKEN""#, "***\n***\n"),
+        (&["key"], r#"printf %s "$JOBPASS_TOKEN" | tail -n 1; printf %s "$JOBPASS_TOKEN"; echo"#, "***\n***\n"),
         (&["key"], r#"printf %s "$JOBPASS_TOKEN" | base64 -w 20"#, "***\n"),
         // The process above has the CI's token and the handles; what can be read of them does not show either.
-        (&["db"], "cat $XDG_RUNTIME_DIR/jobpass-*/* | grep -c 'jph_'; true", "0\n"),
+        (
+            &["db"],
+            "cat $XDG_RUNTIME_DIR/jobpass-*/* | grep -oE '\"(secret|handle)\":\"[^\"]*'",
+            "\"secret\":\"***\n\"handle\":\"***\n",
+        ),
         (&["db"], "tr '\\0' '\\n' < /proc/$PPID/environ | grep ^JOBPASS_ID_TOKEN=", "JOBPASS_ID_TOKEN=***\n"),
     ] {
         let job = Job::new(Ci::GitLab);
