@@ -1,0 +1,221 @@
+//! Backends: what makes credentials and takes them back.
+//!
+//! Two traits, so that neither kind can be called the other's way. A *local* backend makes the
+//! credential in memory, and the lease is written before it leaves the process. A *remote* backend
+//! is asked only with a [`PendingLease`], which only the store can make, and only after its
+//! transaction is durable.
+
+use crate::{
+    clock::Timestamp,
+    leases::{Lease, Revocability},
+    store::PendingLease,
+};
+use futures_util::future::BoxFuture;
+use jobpass_policy::{CredentialSource, Diagnostic, GrantContext, Permit, SpecCompiler};
+use jobpass_protocol::{BackendName, Credential, LeaseId};
+use std::{any::Any, collections::BTreeMap, sync::Arc, time::Duration};
+
+/// What a grant's `credential:` became after its backend read it.
+pub type Spec = Arc<dyn Any + Send + Sync>;
+
+/// What both kinds of backend have.
+pub trait Describe: Send + Sync {
+    /// The type's name in config, such as `postgres`.
+    fn kind(&self) -> &'static str;
+
+    /// What the backend talks to: endpoint, account, database. Leases keep it, so that a backend
+    /// that was moved is noticed and its old leases never pass for ended.
+    fn identity(&self) -> &str;
+
+    /// Reads and checks a grant's `credential:`. Does no I/O: it also runs offline.
+    ///
+    /// # Errors
+    /// Diagnostics that name the field and the cure.
+    fn compile_spec(
+        &self,
+        credential: &CredentialSource<'_>,
+        grant: &GrantContext<'_>,
+    ) -> Result<Spec, Vec<Diagnostic>>;
+}
+
+/// What a mint needs to know besides the permit.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The lease that the credential will belong to.
+    pub lease: LeaseId,
+    /// When the order was made.
+    pub at: Timestamp,
+    /// When the credential has to stop working.
+    pub expires_at: Timestamp,
+    /// An SSH public key to be certified, as the job sent it.
+    pub public_key: Option<String>,
+    /// A PKCS #10 request (PEM) to be certified, as the job sent it.
+    pub csr: Option<String>,
+}
+
+/// What a remote backend will do, worked out before anything is written or sent.
+pub struct Plan {
+    /// What revocation will need besides the lease's remote name; stored in the lease. Never a secret.
+    pub object: serde_json::Value,
+    /// The rendered spec, handed back to [`RemoteBackend::mint`].
+    pub rendered: Spec,
+    /// If nobody hears of the outcome, the credential is gone by then at the latest.
+    pub worst_expiry: Timestamp,
+}
+
+/// A credential that was just made.
+#[derive(Debug)]
+pub struct Minted {
+    /// What the job receives.
+    pub credential: Credential,
+    /// When it stops working; never after the order's `expires_at` rounded up to what the system can express.
+    pub expires_at: Timestamp,
+}
+
+/// Why no credential was made. Texts are for operators and hold no secret.
+#[derive(Debug, thiserror::Error)]
+pub enum MintError {
+    /// The claims or the job's own input do not fit the grant's spec. Nothing was sent.
+    #[error("{field}: {message}")]
+    Unfit {
+        /// The field of the spec or the form.
+        field: String,
+        /// What is wrong with the value, without the value.
+        message: String,
+    },
+    /// The system cannot be reached or is overloaded, and certainly made nothing.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The system refused, and certainly made nothing.
+    #[error("{0}")]
+    Refused(String),
+    /// Nobody knows whether the system made the credential.
+    #[error("{0}")]
+    OutcomeUnknown(String),
+}
+
+/// How a revocation went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Revoked {
+    /// It was there, and is gone now.
+    Gone,
+    /// It was not there.
+    NotFound,
+}
+
+/// Why a revocation or an extension failed; it is tried again.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct RemoteError(pub String);
+
+/// A backend that makes credentials in memory: nothing exists outside this process until the answer
+/// goes out. Such a credential cannot be taken back.
+pub trait LocalBackend: Describe {
+    /// Makes the credential.
+    ///
+    /// # Errors
+    /// When claims or the job's input do not fit the spec.
+    fn mint(&self, permit: &Permit, order: &Order) -> Result<Minted, MintError>;
+}
+
+/// A backend that asks another system.
+pub trait RemoteBackend: Describe {
+    /// How its credentials can be taken back.
+    fn revocability(&self) -> Revocability;
+
+    /// How long one mint may take; `mint_by` of the lease comes from it.
+    fn deadline(&self) -> Duration;
+
+    /// How long after `mint_by` a late creation may still be on its way inside the system.
+    fn settle(&self) -> Duration;
+
+    /// Whether [`RemoteBackend::extend`] can give the same credential a later expiry.
+    fn extends(&self) -> bool {
+        false
+    }
+
+    /// Renders the spec and works out what will be made. Sends nothing.
+    ///
+    /// # Errors
+    /// When claims or the job's input do not fit the spec.
+    fn plan(&self, permit: &Permit, order: &Order) -> Result<Plan, MintError>;
+
+    /// Makes the credential under the lease's remote name. Safe to be cut off at any point: what it
+    /// leaves behind is found by that name.
+    fn mint<'a>(
+        &'a self,
+        pending: &'a PendingLease,
+        order: &'a Order,
+        rendered: &'a Spec,
+    ) -> BoxFuture<'a, Result<Minted, MintError>>;
+
+    /// Takes the credential back: idempotent, and certain when it says so.
+    fn revoke<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<Revoked, RemoteError>>;
+
+    /// Gives the same credential a later expiry, which the lease already holds.
+    fn extend<'a>(&'a self, lease: &'a Lease, until: Timestamp) -> BoxFuture<'a, Result<(), RemoteError>> {
+        let _ = (lease, until);
+        Box::pin(async { Err(RemoteError("this backend cannot extend a credential".to_owned())) })
+    }
+}
+
+/// One configured backend.
+#[derive(Clone)]
+pub enum Backend {
+    /// Makes credentials in memory.
+    Local(Arc<dyn LocalBackend>),
+    /// Asks another system.
+    Remote(Arc<dyn RemoteBackend>),
+}
+
+impl Backend {
+    /// What both kinds have.
+    #[must_use]
+    pub fn describe(&self) -> &dyn Describe {
+        match self {
+            Self::Local(backend) => &**backend,
+            Self::Remote(backend) => &**backend,
+        }
+    }
+}
+
+/// All configured backends by name.
+#[derive(Clone, Default)]
+pub struct Backends(BTreeMap<BackendName, Backend>);
+
+impl Backends {
+    /// Collects backends.
+    #[must_use]
+    pub fn new(backends: BTreeMap<BackendName, Backend>) -> Self {
+        Self(backends)
+    }
+
+    /// One backend by its name.
+    #[must_use]
+    pub fn named(&self, name: &BackendName) -> Option<&Backend> {
+        self.0.get(name)
+    }
+
+    /// All of them, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&BackendName, &Backend)> {
+        self.0.iter()
+    }
+}
+
+impl SpecCompiler for Backends {
+    fn compile(
+        &self,
+        backend: &BackendName,
+        credential: &CredentialSource<'_>,
+        grant: &GrantContext<'_>,
+    ) -> Result<Spec, Vec<Diagnostic>> {
+        match self.named(backend) {
+            Some(backend) => backend.describe().compile_spec(credential, grant),
+            None => {
+                let known: Vec<&str> = self.0.keys().map(BackendName::as_str).collect();
+                let help = format!("the configured backends are: {}", known.join(", "));
+                Err(vec![credential.backend_diagnostic(format!("there is no backend `{backend}`"), help)])
+            }
+        }
+    }
+}
