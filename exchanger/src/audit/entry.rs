@@ -1,6 +1,9 @@
 //! One line of the audit log: allow-listed fields only.
 
-use crate::clock::Timestamp;
+use crate::{
+    clock::Timestamp,
+    leases::{Lease, State},
+};
 use jobpass_protocol::{BackendName, DecisionId, GrantName, IssuerName, LeaseId, RuleName};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -111,6 +114,28 @@ impl Entry {
             actor: None,
             trace: None,
             count: None,
+        }
+    }
+
+    /// What there is to say of a lease that is on its way out, or ended.
+    #[must_use]
+    pub fn of_lease(lease: &Lease, at: Timestamp) -> Self {
+        let (event, because) = match lease.state() {
+            State::Pending { .. } => (Event::Permitted, None),
+            State::Active { .. } => (Event::Issued, None),
+            State::Revoking { because, .. } => (Event::Revoking, Some(because)),
+            State::Outliving { because, .. } => (Event::Outliving, Some(because)),
+            State::Ended { how, .. } => (Event::Ended, Some(how)),
+        };
+        let subject = lease.subject();
+        Self {
+            lease_id: Some(lease.id()),
+            grant: Some(subject.grant.clone()),
+            rule: Some(subject.rule.clone()),
+            issuer: Some(subject.issuer.clone()),
+            backend: Some(lease.placement().backend.clone()),
+            reason: because.map(|ending| ending.name().to_owned()),
+            ..Self::new(at, event)
         }
     }
 }

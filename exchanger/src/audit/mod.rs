@@ -1,5 +1,7 @@
 //! The audit log: who got what, when, under which rule, chained so that a change to the past shows.
 
+pub mod chain;
 mod entry;
 
+pub use chain::{Line, Link};
 pub use entry::{Entry, Event};

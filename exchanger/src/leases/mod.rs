@@ -86,6 +86,21 @@ pub enum Ending {
     HandleReused,
 }
 
+impl Ending {
+    /// Its name, as people and logs read it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::RevokedByAdmin => "revoked_by_admin",
+            Self::Superseded => "superseded",
+            Self::Abandoned => "abandoned",
+            Self::HandleReused => "handle_reused",
+        }
+    }
+}
+
 /// Why a credential outlives its lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -3,14 +3,21 @@
 //! A verb has happened when it returns `Ok`: its transaction is on disk. A verb that refuses changes
 //! nothing. Leases change state by compare-and-set only.
 
+#[cfg(test)]
+pub(crate) mod conformance;
+mod sqlite;
+
+pub use sqlite::{SqliteOptions, SqliteStore};
+
 use crate::{
-    audit::Entry,
+    audit::{Entry, Line, Link},
     clock::Timestamp,
     leases::{Ending, Lease, State, TokenKey},
 };
 use futures_util::future::BoxFuture;
 use jobpass_policy::Freezes;
-use jobpass_protocol::{GrantName, IssuerName, LeaseId};
+use jobpass_protocol::{BackendName, GrantName, IssuerName, LeaseId};
+use tokio::sync::watch;
 
 /// SHA-256 of a secret, as it is kept instead of the secret.
 pub type Hash = [u8; 32];
@@ -114,7 +121,7 @@ pub enum Opened<T> {
         /// The leases whose answers were lost; they are being taken back now.
         superseded: Vec<Lease>,
     },
-    /// It was refused, and nothing was written.
+    /// It was refused, and nothing was written (but see [`Refusal::HandleReused`]).
     Refused(Refusal),
 }
 
@@ -222,18 +229,20 @@ pub trait Store: Send + Sync {
     ) -> Answer<'_, Opened<Lease>>;
 
     /// Decides to take leases back; returns them as they are now. Leases already on their way out are
-    /// returned too, unchanged. Writes an audit entry for each that changed.
+    /// returned too, unchanged. Writes an audit entry for each that changed. A family is one transaction;
+    /// a long list of leases is several.
     fn revoke(&self, revocation: Revocation) -> Answer<'_, Vec<Lease>>;
 
-    /// The leases that the reaper has to look at, most overdue first.
-    fn due(&self, now: Timestamp, limit: usize) -> Answer<'_, Vec<Lease>>;
+    /// Each backend that has leases which did not end, and when the reaper has to look at its first.
+    fn agenda(&self) -> Answer<'_, Vec<(BackendName, Timestamp)>>;
 
-    /// When the reaper has to look next.
-    fn next_due(&self) -> Answer<'_, Option<Timestamp>>;
+    /// The leases of one backend that the reaper has to look at, most overdue first. By backend, so that
+    /// one that hangs hides nothing of the others.
+    fn due(&self, backend: BackendName, now: Timestamp, limit: usize) -> Answer<'_, Vec<Lease>>;
 
-    /// Ends, in bulk, leases whose credentials nobody can take back and whose time is certainly over.
-    /// Returns how many.
-    fn expire(&self, now: Timestamp) -> Answer<'_, usize>;
+    /// Ends some of one backend's leases whose credentials nobody can take back and whose time is
+    /// certainly over, with one audit entry. Returns how many; zero when none is left.
+    fn expire(&self, backend: BackendName, now: Timestamp) -> Answer<'_, usize>;
 
     /// One lease.
     fn lease(&self, id: LeaseId) -> Answer<'_, Option<Lease>>;
@@ -254,8 +263,21 @@ pub trait Store: Send + Sync {
     /// Freezes (with a reason) or thaws.
     fn freeze(&self, target: FreezeTarget, reason: Option<String>, entry: Entry) -> Answer<'_, ()>;
 
-    /// Forgets tokens that can no longer be replayed, and leases that ended long ago.
+    /// Forgets some of the tokens that can no longer be replayed, of the leases that ended long ago, and of
+    /// the audit entries that every stream wrote long ago. Returns how many rows; zero when none is left.
     fn prune(&self, now: Timestamp) -> Answer<'_, usize>;
+
+    /// The audit log after the entry numbered `after`, in order.
+    fn audit(&self, after: u64, limit: usize) -> Answer<'_, Vec<Line>>;
+
+    /// The end of the audit chain, as far as it is durable.
+    fn audit_head(&self) -> watch::Receiver<Link>;
+
+    /// The number of the last entry that a stream of the audit log is known to have written.
+    fn streamed(&self, stream: String) -> Answer<'_, Option<u64>>;
+
+    /// See [`Store::streamed`].
+    fn set_streamed(&self, stream: String, seq: u64) -> Answer<'_, ()>;
 
     /// Fails when nothing could be issued now: for readiness, and before work that would be for nothing.
     fn check(&self) -> Result<(), StoreError>;

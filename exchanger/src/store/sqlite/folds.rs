@@ -1,0 +1,76 @@
+//! Folding: what repeats within a minute costs a counter, and one entry when the minute is over.
+
+use crate::{audit::Entry, clock::Timestamp, store::Hash};
+use std::{collections::HashMap, time::Duration};
+
+const WINDOW: Duration = Duration::from_secs(60);
+/// More kinds at a time than this, and all windows end early.
+const MAX_WINDOWS: usize = 1024;
+
+struct Window {
+    until: Timestamp,
+    last: Entry,
+    count: u64,
+}
+
+/// Entries that are being counted instead of written.
+#[derive(Default)]
+pub(super) struct Folds {
+    windows: HashMap<Hash, Window>,
+    over: Vec<Entry>,
+}
+
+impl Folds {
+    /// Whether nothing waits to be written or forgotten.
+    pub(super) fn is_empty(&self) -> bool {
+        self.windows.is_empty() && self.over.is_empty()
+    }
+
+    /// Counts the entry if one like it was written within the last minute. `false`: write it.
+    pub(super) fn fold(&mut self, key: Hash, entry: &Entry) -> bool {
+        if let Some(window) = self.windows.get_mut(&key)
+            && entry.at < window.until
+        {
+            window.count += 1;
+            window.last = entry.clone();
+            return true;
+        }
+        if let Some(window) = self.windows.remove(&key) {
+            self.over.extend(window.into_entry());
+        }
+        if self.windows.len() >= MAX_WINDOWS {
+            self.over.extend(self.windows.drain().filter_map(|(_, window)| window.into_entry()));
+        }
+        self.windows.insert(key, Window { until: entry.at + WINDOW, last: entry.clone(), count: 0 });
+        false
+    }
+
+    /// The first entry of a window could not be written: the next one is the first.
+    pub(super) fn forget(&mut self, key: &Hash) {
+        self.windows.remove(key);
+    }
+
+    /// What has to be written now.
+    pub(super) fn take_due(&mut self, now: Timestamp) -> Vec<Entry> {
+        let over = self.windows.extract_if(|_, window| window.until <= now);
+        self.over.extend(over.filter_map(|(_, window)| window.into_entry()));
+        std::mem::take(&mut self.over)
+    }
+
+    /// All that was counted, before its time.
+    pub(super) fn take_all(&mut self) -> Vec<Entry> {
+        self.over.extend(self.windows.drain().filter_map(|(_, window)| window.into_entry()));
+        std::mem::take(&mut self.over)
+    }
+
+    /// What was taken and could not be written.
+    pub(super) fn put_back(&mut self, entries: Vec<Entry>) {
+        self.over.extend(entries);
+    }
+}
+
+impl Window {
+    fn into_entry(self) -> Option<Entry> {
+        (self.count > 0).then(|| Entry { count: Some(self.count), ..self.last })
+    }
+}

@@ -1,0 +1,165 @@
+use super::{Fault, SqliteOptions, SqliteStore, writer::Transaction};
+use crate::{
+    audit::{Entry, Event},
+    clock::{Clock, ManualClock, Timestamp},
+    leases::{Ending, Lease, Revocability, State},
+    store::{
+        Entitlement, Opened, Opening, Store, StoreError,
+        conformance::{CASES, Place, World},
+    },
+};
+use std::sync::{Arc, Mutex};
+
+#[derive(Clone)]
+struct File {
+    directory: Arc<tempfile::TempDir>,
+    reserve_bytes: u64,
+    last: Arc<Mutex<Option<Arc<SqliteStore>>>>,
+}
+
+impl File {
+    fn new(reserve_bytes: u64) -> Self {
+        let directory = Arc::new(tempfile::tempdir().expect("a directory"));
+        Self { directory, reserve_bytes, last: Arc::default() }
+    }
+
+    fn store(&self, clock: Arc<dyn Clock>) -> Result<Arc<SqliteStore>, StoreError> {
+        let options = SqliteOptions { reserve_bytes: self.reserve_bytes, ..SqliteOptions::default() };
+        SqliteStore::open(&self.directory.path().join("jobpass.db"), options, clock)
+    }
+
+    /// Runs a statement on the writer's own connection, outside of what any verb would do.
+    async fn meddle(&self, sql: &'static str) {
+        let work = move |tx: &mut Transaction<'_>| -> Result<(), Fault> { Ok(tx.conn.execute_batch(sql)?) };
+        let store = self.last.lock().expect("lock").clone().expect("is open");
+        store.writer.write(work).await.expect("runs");
+    }
+}
+
+impl Place for File {
+    fn open(&self, clock: Arc<dyn Clock>) -> Arc<dyn Store> {
+        // The one before lets go of the file when nobody has it any more.
+        *self.last.lock().expect("lock") = None;
+        let store = self.store(clock).expect("opens");
+        *self.last.lock().expect("lock") = Some(store.clone());
+        store
+    }
+}
+
+fn opening(world: &World) -> Opening {
+    let by = Entitlement::Token(world.binding(world.token(), None, None));
+    world.opening(by, world.active(), Revocability::ByName)
+}
+
+async fn end(world: &World, lease: &Lease) -> Result<bool, StoreError> {
+    let ended = State::Ended { how: Ending::Revoked, at: world.now() };
+    let entry = Entry::new(world.now(), Event::Ended);
+    world.store.transition(lease.id(), lease.state().clone(), ended, Some(entry)).await
+}
+
+#[tokio::test]
+async fn conforms() {
+    for (name, case) in CASES {
+        eprintln!("{name}");
+        case(&mut World::new(Box::new(File::new(0)))).await;
+    }
+}
+
+#[tokio::test]
+async fn one_server_per_file() {
+    let file = File::new(0);
+    let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(Timestamp::from_secs(1)));
+    let first = file.store(clock.clone()).expect("opens");
+    let second = file.store(clock.clone()).err().expect("is refused");
+    assert!(second.to_string().contains("another server is running"), "{second}");
+    drop(first);
+    file.store(clock).expect("opens again");
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_left_alone() {
+    let file = File::new(0);
+    let world = World::new(Box::new(file.clone()));
+    file.meddle("PRAGMA user_version = 99").await;
+    world.store.close().await;
+    let (clock, _) = (Arc::new(world.clock.clone()), drop(world));
+    *file.last.lock().expect("lock") = None;
+    assert!(matches!(file.store(clock), Err(StoreError::Corrupt(text)) if text.contains("version 99")));
+}
+
+#[tokio::test]
+async fn under_the_reserve_nothing_is_issued_and_everything_is_taken_back() {
+    let file = File::new(0);
+    let mut world = World::new(Box::new(file.clone()));
+    let opened = opening(&world);
+    let lease = opened.lease.clone();
+    assert!(matches!(world.store.open_active(opened).await, Ok(Opened::Yes { .. })));
+    world.store.check().expect("there is space");
+
+    world.place = Box::new(File { reserve_bytes: u64::MAX, ..file });
+    world.reopen().await;
+    assert!(matches!(world.store.check(), Err(StoreError::Reserve { .. })));
+    let refused = world.store.open_active(opening(&world)).await;
+    assert!(matches!(refused, Err(StoreError::Reserve { .. })), "{refused:?}");
+    assert!(end(&world, &lease).await.expect("a transition is written"));
+    world.store.record(Entry::new(world.now(), Event::Denied), None).await.expect("an entry is written");
+    assert_eq!(world.audit().await.len(), 3);
+}
+
+#[tokio::test]
+async fn a_full_disk_and_a_read_only_one_pass() {
+    let file = File::new(0);
+    let world = World::new(Box::new(file.clone()));
+    let mut opened = 0;
+    for (trouble, cure) in [
+        ("PRAGMA max_page_count = 1", "PRAGMA max_page_count = 1000000"),
+        // A connection that may not write is opened anew, which is the cure.
+        ("PRAGMA query_only = 1", "SELECT 1"),
+    ] {
+        file.meddle(trouble).await;
+        let failure = loop {
+            match world.store.open_active(opening(&world)).await {
+                Ok(_) => opened += 1,
+                Err(failure) => break failure,
+            }
+            assert!(opened < 1000, "{trouble}: the disk fills up");
+        };
+        assert!(matches!(failure, StoreError::Unavailable(_)), "{trouble}: {failure:?}");
+        assert!(world.store.check().is_err(), "{trouble}");
+        assert_eq!(world.audit().await.len(), opened, "{trouble}: a failed batch leaves nothing behind");
+        file.meddle(cure).await;
+        assert!(matches!(world.store.open_active(opening(&world)).await, Ok(Opened::Yes { .. })), "{trouble}");
+        opened += 1;
+        world.store.check().expect("it is back");
+        assert_eq!(world.audit().await.len(), opened, "{trouble}");
+    }
+}
+
+#[tokio::test]
+async fn an_idle_store_notices_that_the_disk_is_back() {
+    let file = File::new(0);
+    let world = World::new(Box::new(file.clone()));
+    file.meddle("PRAGMA query_only = 1").await;
+    world.store.record(Entry::new(world.now(), Event::Server), None).await.expect_err("nothing can be written");
+    tokio::time::timeout(std::time::Duration::from_secs(30), async {
+        while world.store.check().is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it comes back by itself");
+}
+
+#[tokio::test]
+async fn the_log_starts_again_under_load() {
+    let file = File::new(0);
+    let world = World::new(Box::new(file.clone()));
+    for _ in 0..40 {
+        let batch = (0..64).map(|_| world.store.open_active(opening(&world)));
+        for answer in futures_util::future::join_all(batch).await {
+            assert!(matches!(answer, Ok(Opened::Yes { .. })));
+        }
+    }
+    let log = std::fs::metadata(file.directory.path().join("jobpass.db-wal")).expect("is there").len();
+    assert!(log < 64 << 20, "{log} bytes");
+}

@@ -1,0 +1,378 @@
+//! The one thread that writes, with group commit: verbs that arrive together share one transaction
+//! and one fsync. No answer leaves before its commit, and no verb's failure is another verb's.
+
+use super::{Fault, folds::Folds, schema};
+use crate::{
+    audit::{Entry, Link},
+    clock::{Clock, Timestamp},
+    store::StoreError,
+};
+use jobpass_policy::Freezes;
+use rusqlite::Connection;
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicI32, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel},
+    },
+    thread,
+    time::Duration,
+};
+use tokio::sync::{oneshot, watch};
+
+/// How long the writer waits for more, when it was not alone last time.
+const GATHER: Duration = Duration::from_micros(300);
+const MAX_BATCH: usize = 256;
+/// How often an idle writer looks after folded denials and a store that failed.
+const TICK: Duration = Duration::from_millis(500);
+/// Pages in the log after which the checkpointer takes its next step.
+const CHECKPOINT_STEP: i32 = 500;
+/// Pages in the log after which the writer waits for the last step, so that the log starts again.
+const LOG_PAGES: i32 = 4000;
+
+/// What a verb sees of its batch's transaction.
+pub(super) struct Transaction<'c> {
+    /// The connection, inside the transaction.
+    pub(super) conn: &'c Connection,
+    /// The time of the batch.
+    pub(super) now: Timestamp,
+    /// What is frozen once the batch is durable, if that changed.
+    pub(super) freezes: Option<Freezes>,
+    head: Link,
+}
+
+impl Transaction<'_> {
+    /// Adds an entry to the audit chain.
+    pub(super) fn append(&mut self, entry: &Entry) -> Result<(), Fault> {
+        let body = serde_json::to_string(entry).map_err(super::rows::corrupt)?;
+        self.append_text(entry.at, &body)
+    }
+
+    /// Adds an entry that is JSON already to the audit chain.
+    pub(super) fn append_text(&mut self, at: Timestamp, body: &str) -> Result<(), Fault> {
+        let next = self.head.next(body);
+        let seq = i64::try_from(next.seq).map_err(super::rows::corrupt)?;
+        let sql = "INSERT INTO audit VALUES (?1, ?2, ?3, ?4)";
+        self.conn.prepare_cached(sql)?.execute((seq, at.millis(), &next.hash, body))?;
+        self.head = next;
+        Ok(())
+    }
+}
+
+/// Something to be done in a transaction; it may be run again after a rollback.
+trait Job: Send {
+    fn run(&mut self, tx: &mut Transaction<'_>) -> Result<(), Fault>;
+    fn finish(self: Box<Self>, failure: Option<StoreError>);
+}
+
+struct Verb<T, F> {
+    work: F,
+    done: Option<T>,
+    reply: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<T: Send, F: FnMut(&mut Transaction<'_>) -> Result<T, Fault> + Send> Job for Verb<T, F> {
+    fn run(&mut self, tx: &mut Transaction<'_>) -> Result<(), Fault> {
+        self.done = Some((self.work)(tx)?);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, failure: Option<StoreError>) {
+        let answer = match (failure, self.done) {
+            (None, Some(done)) => Ok(done),
+            (failure, _) => Err(failure.unwrap_or_else(closed)),
+        };
+        // The asker may be gone; what was written stays.
+        let _ = self.reply.send(answer);
+    }
+}
+
+/// Folded denials whose minute is over; they go back if they cannot be written.
+struct Flush {
+    entries: Vec<Entry>,
+    folds: Arc<Mutex<Folds>>,
+}
+
+impl Job for Flush {
+    fn run(&mut self, tx: &mut Transaction<'_>) -> Result<(), Fault> {
+        self.entries.iter().try_for_each(|entry| tx.append(entry))
+    }
+
+    fn finish(self: Box<Self>, failure: Option<StoreError>) {
+        if failure.is_some() {
+            lock(&self.folds).put_back(self.entries);
+        }
+    }
+}
+
+/// Writes something, to see whether the store is back.
+struct Probe;
+
+impl Job for Probe {
+    fn run(&mut self, tx: &mut Transaction<'_>) -> Result<(), Fault> {
+        let sql = "INSERT OR REPLACE INTO progress VALUES ('probe', ?1)";
+        tx.conn.prepare_cached(sql)?.execute([tx.now.millis()])?;
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, _: Option<StoreError>) {}
+}
+
+enum Message {
+    Job(Box<dyn Job>),
+    Close(oneshot::Sender<()>),
+}
+
+/// What the writer and the rest of the store share.
+pub(super) struct Shared {
+    /// Why the last batch failed, until one succeeds.
+    pub(super) failure: Mutex<Option<StoreError>>,
+    /// Denials being folded.
+    pub(super) folds: Arc<Mutex<Folds>>,
+    /// What is frozen.
+    pub(super) freezes: RwLock<Freezes>,
+    /// The end of the audit chain, as far as it is durable.
+    pub(super) head: watch::Sender<Link>,
+}
+
+/// Sends verbs to the writer's thread. When the last one is dropped, the thread ends.
+pub(super) struct Writer(Sender<Message>);
+
+impl Writer {
+    /// Starts the thread on an open connection.
+    pub(super) fn start(
+        path: &Path,
+        conn: Connection,
+        shared: Arc<Shared>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, Fault> {
+        let (sender, inbox) = channel();
+        let head = schema::chain_head(&conn)?;
+        shared.head.send_replace(head);
+        let mut state = Thread {
+            path: path.to_owned(),
+            conn: None,
+            log_pages: Arc::default(),
+            checkpointer: start_checkpointer(path)?,
+            checkpointed: 0,
+            head,
+            shared,
+            clock,
+        };
+        state.adopt(conn)?;
+        spawn("store-writer", move || state.run(&inbox))?;
+        Ok(Self(sender))
+    }
+
+    /// Does `work` in a transaction and answers once it is durable.
+    pub(super) async fn write<T, F>(&self, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnMut(&mut Transaction<'_>) -> Result<T, Fault> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let verb = Verb { work, done: None, reply };
+        self.0.send(Message::Job(Box::new(verb))).map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
+    }
+
+    /// Ends the thread after what was sent before.
+    pub(super) async fn close(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.0.send(Message::Close(reply)).is_ok() {
+            // An error means that the thread has ended already.
+            let _ = done.await;
+        }
+    }
+}
+
+struct Thread {
+    path: PathBuf,
+    conn: Option<Connection>,
+    log_pages: Arc<AtomicI32>,
+    checkpointer: SyncSender<()>,
+    checkpointed: i32,
+    head: Link,
+    shared: Arc<Shared>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Thread {
+    fn run(mut self, inbox: &Receiver<Message>) {
+        let mut busy = false;
+        let mut closing = None;
+        while closing.is_none() {
+            let mut batch: Vec<Box<dyn Job>> = Vec::new();
+            match self.wait(inbox) {
+                Ok(Message::Job(job)) => batch.push(job),
+                Ok(Message::Close(reply)) => closing = Some(Some(reply)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => closing = Some(None),
+            }
+            if busy && closing.is_none() && !batch.is_empty() {
+                thread::sleep(GATHER);
+            }
+            while closing.is_none() && batch.len() < MAX_BATCH {
+                match inbox.try_recv() {
+                    Ok(Message::Job(job)) => batch.push(job),
+                    Ok(Message::Close(reply)) => closing = Some(Some(reply)),
+                    Err(_) => break,
+                }
+            }
+            busy = batch.len() > 1;
+            let now = self.clock.now();
+            let folded = {
+                let mut folds = lock(&self.shared.folds);
+                if closing.is_some() { folds.take_all() } else { folds.take_due(now) }
+            };
+            if !folded.is_empty() {
+                batch.push(Box::new(Flush { entries: folded, folds: self.shared.folds.clone() }));
+            }
+            if batch.is_empty() && lock(&self.shared.failure).is_some() {
+                batch.push(Box::new(Probe));
+            }
+            self.commit(batch);
+            self.checkpoint();
+        }
+        if let Some(conn) = self.conn.take() {
+            // Best effort: what is left in the log is read at the next start.
+            let _ = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        }
+        if let Some(Some(reply)) = closing {
+            let _ = reply.send(());
+        }
+    }
+
+    fn wait(&self, inbox: &Receiver<Message>) -> Result<Message, RecvTimeoutError> {
+        let watchful = lock(&self.shared.failure).is_some() || !lock(&self.shared.folds).is_empty();
+        if watchful { inbox.recv_timeout(TICK) } else { inbox.recv().map_err(|_| RecvTimeoutError::Disconnected) }
+    }
+
+    fn commit(&mut self, mut batch: Vec<Box<dyn Job>>) {
+        match self.attempt(&mut batch) {
+            Ok(failures) => {
+                for (job, failure) in batch.into_iter().zip(failures) {
+                    job.finish(failure);
+                }
+            }
+            Err(fault) if batch.len() == 1 => {
+                let failure = self.fail(fault);
+                batch.into_iter().for_each(|job| job.finish(Some(failure.clone())));
+            }
+            // One of them spoiled the transaction: each gets its own.
+            Err(fault) => {
+                self.fail(fault);
+                batch.into_iter().for_each(|job| self.commit(vec![job]));
+            }
+        }
+    }
+
+    /// Runs a batch in one transaction; says which of its jobs failed alone, without having written.
+    fn attempt(&mut self, batch: &mut [Box<dyn Job>]) -> Result<Vec<Option<StoreError>>, Fault> {
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        if self.conn.is_none() {
+            let conn = schema::open_writer(&self.path)?;
+            self.head = schema::chain_head(&conn)?;
+            self.adopt(conn)?;
+        }
+        let Some(conn) = &self.conn else { return Err(Fault::Store(closed())) };
+        let before = conn.total_changes();
+        conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        let mut tx = Transaction { conn, now: self.clock.now(), freezes: None, head: self.head };
+        let mut failures = Vec::with_capacity(batch.len());
+        for job in batch {
+            let untouched = conn.total_changes();
+            match job.run(&mut tx) {
+                Ok(()) => failures.push(None),
+                Err(fault) if !conn.is_autocommit() && conn.total_changes() == untouched => {
+                    failures.push(Some(fault.into()));
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+        conn.prepare_cached("COMMIT")?.execute([])?;
+        if let Some(freezes) = tx.freezes {
+            *self.shared.freezes.write().unwrap_or_else(PoisonError::into_inner) = freezes;
+        }
+        if tx.head != self.head {
+            self.head = tx.head;
+            self.shared.head.send_replace(tx.head);
+        }
+        if conn.total_changes() != before {
+            *lock(&self.shared.failure) = None;
+        }
+        Ok(failures)
+    }
+
+    /// After a failed batch: back to what is on disk.
+    fn fail(&mut self, fault: Fault) -> StoreError {
+        let full = fault.is_full();
+        let failure = StoreError::from(fault);
+        if let Some(conn) = self.conn.take() {
+            let rolled_back = conn.is_autocommit() || conn.execute_batch("ROLLBACK").is_ok();
+            // A connection that only ran out of space is sound; any other is opened anew.
+            if full && rolled_back {
+                self.conn = Some(conn);
+            }
+        }
+        *lock(&self.shared.failure) = Some(failure.clone());
+        failure
+    }
+
+    fn adopt(&mut self, mut conn: Connection) -> Result<(), Fault> {
+        let pages = self.log_pages.clone();
+        conn.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, in_log: i32| {
+            pages.store(in_log, Ordering::Relaxed);
+            Ok(())
+        }))?;
+        self.conn = Some(conn);
+        Ok(())
+    }
+
+    /// Lets the checkpointer take a step when there is one's worth in the log. The log starts again only
+    /// when nothing is left in it, which under load takes a moment without writes: then the writer does
+    /// the little that is left itself.
+    fn checkpoint(&mut self) {
+        let in_log = self.log_pages.load(Ordering::Relaxed);
+        if in_log < self.checkpointed {
+            self.checkpointed = 0;
+        }
+        if in_log - self.checkpointed >= CHECKPOINT_STEP && self.checkpointer.try_send(()).is_ok() {
+            self.checkpointed = in_log;
+        }
+        if in_log >= LOG_PAGES
+            && let Some(conn) = &self.conn
+        {
+            // Not possible while the checkpointer is at it: then after the next batch.
+            let _ = conn.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)").and_then(|mut s| s.query_row([], |_| Ok(())));
+        }
+    }
+}
+
+fn start_checkpointer(path: &Path) -> Result<SyncSender<()>, Fault> {
+    let (step, steps) = sync_channel(1);
+    let conn = schema::open_checkpointer(path)?;
+    spawn("store-checkpointer", move || {
+        while steps.recv().is_ok() {
+            // What fails now is done by a later step.
+            let _ = conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        }
+    })?;
+    Ok(step)
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Fault> {
+    let spawned = thread::Builder::new().name(name.to_owned()).spawn(body);
+    spawned.map(drop).map_err(|error| Fault::Store(StoreError::Unavailable(error.to_string())))
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn closed() -> StoreError {
+    StoreError::Unavailable("it is closed".to_owned())
+}
