@@ -289,16 +289,16 @@ impl Store for SqliteStore {
 
     fn audit(&self, after: u64, limit: usize) -> Answer<'_, Vec<Line>> {
         Box::pin(self.read(move |conn| {
-            let after = i64::try_from(after).map_err(rows::corrupt)?;
-            // The entry before the first one is read for its hash.
+            // The entry before the first one is read for its hash; without it there is no line to show.
             let sql = "SELECT seq, hash, body FROM audit WHERE seq >= ?1 ORDER BY seq LIMIT ?2";
             let mut statement = conn.prepare_cached(sql)?;
             let mut found = statement.query(params![after, limit.saturating_add(1)])?;
-            let mut prev = (after == 0).then_some(Link::START.hash);
+            let mut prev = None;
             let mut lines = Vec::new();
             while let Some(row) = found.next()? {
                 let link = Link { seq: row.get(0)?, hash: row.get(1)? };
-                if let Some(prev) = prev
+                let before = if link.seq == 1 { Some(Link::START.hash) } else { prev };
+                if let Some(prev) = before
                     && lines.len() < limit
                 {
                     lines.push(Line { link, prev, entry: row.get(2)? });
