@@ -3,6 +3,8 @@
 //! States carry their data, transitions are values, and only the store applies them, by
 //! compare-and-set. `Ended` never means "probably".
 
+pub mod reaper;
+
 use crate::clock::Timestamp;
 use jobpass_protocol::{BackendName, GrantName, IssuerName, LeaseId, RuleName};
 use serde::{Deserialize, Serialize};

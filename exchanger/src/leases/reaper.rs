@@ -1,0 +1,375 @@
+//! The reaper: takes back what is due, and keeps at it until it is certainly gone.
+//!
+//! It works on each backend by itself, so that one that hangs delays no other. It never ends a lease
+//! whose backend it did not hear from, and it goes on while the store cannot be written: what it did
+//! then is kept in memory and recorded once the store is back.
+
+use super::{Ending, Lease, Revocability, State};
+use crate::{
+    audit::Entry,
+    backends::{Backend, Backends, RemoteBackend, Revoked},
+    clock::{Clock, Timestamp},
+    store::{Store, StoreError},
+};
+use futures_util::{StreamExt as _, stream};
+use jobpass_protocol::{BackendName, LeaseId};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+    time::{Instant, timeout, timeout_at},
+};
+
+/// Leases of one backend that are worked on at once.
+const CONCURRENCY: usize = 8;
+/// Leases of one backend that are read at once.
+const ROUND: usize = 128;
+/// The first wait after an attempt that failed or could not be certain; doubled each time.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// The longest wait.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+/// The wait while the store cannot be read or written, or nothing moves.
+const STORE_WAIT: Duration = Duration::from_secs(1);
+/// How long a caller of [`Reaper::take_back`] waits for backends.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the reaper did since the start.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Credentials taken back, or found gone.
+    pub revoked: AtomicU64,
+    /// Attempts that failed.
+    pub failed: AtomicU64,
+    /// Credentials that ended by themselves.
+    pub expired: AtomicU64,
+    /// Attempts that could not be made because the backend is no longer configured as it was.
+    pub unreachable: AtomicU64,
+}
+
+/// Takes credentials back.
+pub struct Reaper {
+    store: Arc<dyn Store>,
+    backends: Backends,
+    clock: Arc<dyn Clock>,
+    nudged: Notify,
+    /// Leases that are being worked on.
+    busy: Mutex<HashSet<LeaseId>>,
+    /// What happened while the store could not be written.
+    unrecorded: Mutex<HashMap<LeaseId, Unrecorded>>,
+    counters: Counters,
+}
+
+struct Unrecorded {
+    /// As the store has it.
+    lease: Lease,
+    now: State,
+    entry: Option<Entry>,
+}
+
+/// What a look at a backend's due leases came to.
+enum Round {
+    /// Nothing is due any more.
+    Done,
+    /// Something moved; there may be more.
+    Moved,
+    /// Nothing moved: looking again at once would be in vain.
+    Stuck,
+}
+
+impl Reaper {
+    /// A reaper that does nothing until it runs.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, backends: Backends, clock: Arc<dyn Clock>) -> Self {
+        let (nudged, busy, unrecorded) = (Notify::new(), Mutex::default(), Mutex::default());
+        Self { store, backends, clock, nudged, busy, unrecorded, counters: Counters::default() }
+    }
+
+    /// What it did since the start.
+    #[must_use]
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Has it look at once.
+    pub fn nudge(&self) {
+        self.nudged.notify_one();
+    }
+
+    /// Has it look at once if there is something to take back.
+    pub fn nudge_for(&self, leases: &[Lease]) {
+        if !leases.is_empty() {
+            self.nudge();
+        }
+    }
+
+    /// Works until `stop` is true (or its sender is gone), then finishes what it is at.
+    pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        let mut lanes: JoinSet<(BackendName, Timestamp)> = JoinSet::new();
+        let mut working: HashMap<BackendName, Option<Timestamp>> = HashMap::new();
+        while !*stop.borrow() {
+            self.settle().await;
+            let now = self.clock.now();
+            let mut wake = (!lock(&self.unrecorded).is_empty()).then(|| now + STORE_WAIT);
+            let mut at_latest = |at: Timestamp| wake = Some(wake.map_or(at, |wake: Timestamp| wake.min(at)));
+            match self.store.agenda().await {
+                Ok(agenda) => {
+                    for (backend, due) in agenda {
+                        // `None`: a lane is at it, and says when it is through.
+                        match working.get(&backend).map_or(Some(due), |rest| rest.map(|rest| rest.max(due))) {
+                            None => {}
+                            Some(at) if at > now => at_latest(at),
+                            Some(_) => {
+                                working.insert(backend.clone(), None);
+                                lanes.spawn(Arc::clone(&self).work(backend, stop.clone()));
+                            }
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the reaper cannot read which leases are due; it goes on with those it knows");
+                    at_latest(now + STORE_WAIT);
+                }
+            }
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => break,
+                () = self.nudged.notified() => {}
+                () = async { match wake { Some(at) => self.clock.sleep_until(at).await, None => std::future::pending().await } } => {}
+                Some(Ok((backend, rest))) = lanes.join_next() => drop(working.insert(backend, Some(rest))),
+            }
+        }
+        // Every attempt has a deadline; this is for a store that does not answer.
+        if timeout(PATIENCE, async { while lanes.join_next().await.is_some() {} }).await.is_err() {
+            tracing::warn!("the reaper stopped while it was at something; it goes on with that at the next start");
+        }
+        self.settle().await;
+    }
+
+    /// Tries once, now, to take back leases that are due; returns where each stands after that. What
+    /// cannot be done within ten seconds is left to [`Reaper::run`].
+    pub async fn take_back(&self, leases: Vec<Lease>) -> Vec<State> {
+        let deadline = Instant::now() + PATIENCE;
+        let states = stream::iter(leases)
+            .map(|lease| async move {
+                let state = lease.state.clone();
+                timeout_at(deadline, self.process(lease)).await.map_or(state, |(state, _)| state)
+            })
+            .buffered(2 * CONCURRENCY)
+            .collect()
+            .await;
+        self.nudge();
+        states
+    }
+
+    /// Takes back a lease although the store could not record the decision.
+    pub async fn take_back_unrecorded(&self, lease: Lease) {
+        let because = if matches!(lease.state, State::Pending { .. }) { Ending::Abandoned } else { Ending::Revoked };
+        let now = self.clock.now();
+        if let Some(mut next) = lease.state.take_back(lease.placement.revocability, now, because) {
+            if let State::Revoking { next_at, .. } = &mut next {
+                *next_at = now;
+            }
+            self.remember(&lease, next, because_entry(&lease, now, because));
+            self.process(lease).await;
+        }
+        self.nudge();
+    }
+
+    /// Works through what is due at one backend; returns when it is worth looking again.
+    async fn work(self: Arc<Self>, backend: BackendName, stop: watch::Receiver<bool>) -> (BackendName, Timestamp) {
+        loop {
+            match self.round(&backend, &stop).await {
+                Ok(Round::Moved) if !*stop.borrow() => {}
+                Ok(Round::Moved | Round::Done) => return (backend, self.clock.now()),
+                Ok(Round::Stuck) => return (backend, self.clock.now() + STORE_WAIT),
+                Err(error) => {
+                    tracing::error!(%backend, %error, "the reaper cannot use the store");
+                    return (backend, self.clock.now() + STORE_WAIT);
+                }
+            }
+        }
+    }
+
+    async fn round(&self, backend: &BackendName, stop: &watch::Receiver<bool>) -> Result<Round, StoreError> {
+        // A store that can only be read must not keep revocable credentials alive.
+        let ended = self.store.expire(backend.clone(), self.clock.now()).await.unwrap_or(0);
+        self.counters.expired.fetch_add(u64::try_from(ended).unwrap_or(0), Ordering::Relaxed);
+        let due = self.store.due(backend.clone(), self.clock.now(), ROUND).await?;
+        if due.is_empty() {
+            return Ok(if ended > 0 { Round::Moved } else { Round::Done });
+        }
+        let unreachable = due.iter().filter(|lease| !ends_by_itself(lease) && self.remote(lease).is_none()).count();
+        if unreachable > 0 {
+            tracing::error!(
+                %backend, leases = unreachable,
+                "put backend `{backend}` back into the config as it was when these leases were opened \
+                 (`leases list` shows them): their credentials may still work, and cannot be taken back without it"
+            );
+        }
+        let moved = stream::iter(due)
+            .take_while(|_| std::future::ready(!*stop.borrow()))
+            .map(|lease| self.process(lease))
+            .buffer_unordered(CONCURRENCY)
+            .filter(|(_, moved)| std::future::ready(*moved))
+            .count()
+            .await;
+        Ok(if moved + ended > 0 { Round::Moved } else { Round::Stuck })
+    }
+
+    /// Does what one lease needs now: where it stands after that, and whether the store knows of a change.
+    async fn process(&self, mut lease: Lease) -> (State, bool) {
+        let Some(_busy) = Busy::start(&self.busy, lease.id) else { return (lease.state, false) };
+        if let Some(known) = lock(&self.unrecorded).get(&lease.id) {
+            lease.state = known.now.clone();
+        }
+        let now = self.clock.now();
+        if lease.state.due_at().is_none_or(|at| at > now) || ends_by_itself(&lease) {
+            return (lease.state, false);
+        }
+        let mut moved = false;
+        if !matches!(lease.state, State::Revoking { .. }) {
+            let because = if matches!(lease.state, State::Active { .. }) { Ending::Expired } else { Ending::Abandoned };
+            if let Some(next) = lease.state.take_back(lease.placement.revocability, now, because) {
+                moved = self.record(&mut lease, next, true).await;
+            }
+        }
+        if matches!(lease.state, State::Revoking { .. }) {
+            let next = self.attempt(&lease, now).await;
+            let tell = matches!(next, State::Ended { .. });
+            moved = self.record(&mut lease, next, tell).await;
+        }
+        (lease.state, moved)
+    }
+
+    /// Asks the backend to take back a lease that is `Revoking`; returns the state after that.
+    async fn attempt(&self, lease: &Lease, now: Timestamp) -> State {
+        let State::Revoking { attempts, certain_at, because, .. } = lease.state else { return lease.state.clone() };
+        let wait = wait_after(lease.id, attempts);
+        let again = State::Revoking { attempts: attempts.saturating_add(1), next_at: now + wait, certain_at, because };
+        let Some(backend) = self.remote(lease) else {
+            self.counters.unreachable.fetch_add(1, Ordering::Relaxed);
+            return again;
+        };
+        let answer = timeout(backend.deadline(), backend.revoke(lease)).await;
+        let now = self.clock.now();
+        match (answer, certain_at) {
+            // A late creation may still land: looked at again soon, then less often, and once more when
+            // nothing can come any more.
+            (Ok(Ok(Revoked::NotFound)), Some(certain)) if now < certain => State::Revoking {
+                attempts: attempts.saturating_add(1),
+                next_at: (now + wait).min(certain),
+                certain_at,
+                because,
+            },
+            (Ok(Ok(Revoked::Gone | Revoked::NotFound)), _) => {
+                self.counters.revoked.fetch_add(1, Ordering::Relaxed);
+                State::Ended { how: because, at: now }
+            }
+            (failed, _) => {
+                self.counters.failed.fetch_add(1, Ordering::Relaxed);
+                let why = match failed {
+                    Ok(Err(error)) => error.to_string(),
+                    _ => "no answer before the deadline".to_owned(),
+                };
+                let (lease, backend) = (lease.id, &lease.placement.backend);
+                tracing::warn!(%lease, %backend, attempts, why, "a credential is not taken back yet; it is tried again");
+                again
+            }
+        }
+    }
+
+    /// Moves a lease: in the store (then says so), or in memory for as long as that cannot be written.
+    async fn record(&self, lease: &mut Lease, next: State, tell: bool) -> bool {
+        let before = lease.clone();
+        lease.state = next.clone();
+        let entry = tell.then(|| Entry::of_lease(lease, self.clock.now()));
+        if !lock(&self.unrecorded).contains_key(&lease.id) {
+            match self.store.transition(lease.id, before.state.clone(), next.clone(), entry.clone()).await {
+                // Where somebody else moved it meanwhile, it is due again, and taking back is idempotent.
+                Ok(moved) => return moved,
+                Err(error) => {
+                    let lease = lease.id;
+                    tracing::error!(%lease, %error, "the reaper goes on; what it did is recorded when the store is back");
+                }
+            }
+        }
+        self.remember(&before, next, entry);
+        false
+    }
+
+    fn remember(&self, lease: &Lease, next: State, entry: Option<Entry>) {
+        let mut unrecorded = lock(&self.unrecorded);
+        let known = unrecorded.entry(lease.id);
+        let known = known.or_insert_with(|| Unrecorded { lease: lease.clone(), now: next.clone(), entry: None });
+        known.now = next;
+        known.entry = entry.or_else(|| known.entry.take());
+    }
+
+    /// Goes on with what the store does not know of yet, and tells it.
+    async fn settle(&self) {
+        let waiting: Vec<Lease> = lock(&self.unrecorded).values().map(|known| known.lease.clone()).collect();
+        for lease in waiting {
+            self.process(lease.clone()).await;
+            let Some(known) = lock(&self.unrecorded).remove(&lease.id) else { continue };
+            let written = self.store.transition(lease.id, lease.state, known.now.clone(), known.entry.clone()).await;
+            if written.is_err() {
+                // Unless something newer came in between.
+                lock(&self.unrecorded).entry(lease.id).or_insert(known);
+            }
+        }
+    }
+
+    /// The lease's backend, if it still is what it was when the lease was opened.
+    fn remote(&self, lease: &Lease) -> Option<&Arc<dyn RemoteBackend>> {
+        match self.backends.named(&lease.placement.backend)? {
+            Backend::Remote(backend) if backend.identity() == lease.placement.identity => Some(backend),
+            Backend::Remote(_) | Backend::Local(_) => None,
+        }
+    }
+}
+
+/// Marks a lease as being worked on, for as long as it lives.
+struct Busy<'a>(&'a Mutex<HashSet<LeaseId>>, LeaseId);
+
+impl<'a> Busy<'a> {
+    fn start(busy: &'a Mutex<HashSet<LeaseId>>, lease: LeaseId) -> Option<Self> {
+        lock(busy).insert(lease).then(|| Self(busy, lease))
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        lock(self.0).remove(&self.1);
+    }
+}
+
+/// Whether time alone ends the lease: [`Store::expire`] says when.
+fn ends_by_itself(lease: &Lease) -> bool {
+    match lease.state {
+        State::Active { .. } => lease.placement.revocability == Revocability::None,
+        State::Outliving { .. } | State::Ended { .. } => true,
+        State::Pending { .. } | State::Revoking { .. } => false,
+    }
+}
+
+/// Doubles with each attempt, spread by a fifth either way so that leases of one moment part.
+fn wait_after(lease: LeaseId, attempts: u32) -> Duration {
+    let wait = FIRST_WAIT.saturating_mul(1_u32.checked_shl(attempts).unwrap_or(u32::MAX)).min(LONGEST_WAIT);
+    let spread = u32::from(lease.as_bytes()[15].rotate_left(attempts & 7));
+    wait * (800 + 400 * spread / 255) / 1000
+}
+
+fn because_entry(lease: &Lease, at: Timestamp, because: Ending) -> Option<Entry> {
+    let state = lease.state.take_back(lease.placement.revocability, at, because)?;
+    Some(Entry::of_lease(&Lease { state, ..lease.clone() }, at))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
