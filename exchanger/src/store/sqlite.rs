@@ -386,11 +386,11 @@ fn has_claims(lease: &Lease, wanted: &[(String, String)]) -> Result<bool, Fault>
         return Ok(true);
     }
     let claims: serde_json::Value = serde_json::from_str(&lease.subject.claims).map_err(rows::corrupt)?;
-    Ok(wanted.iter().all(|(name, value)| match &claims[name.as_str()] {
-        serde_json::Value::String(text) => text == value,
-        serde_json::Value::Null => false,
-        other => other.to_string() == *value,
-    }))
+    let text = |name: &str| match claims.get(name)? {
+        serde_json::Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
+    };
+    Ok(wanted.iter().all(|(name, value)| text(name).as_ref() == Some(value)))
 }
 
 #[cfg(test)]

@@ -71,6 +71,6 @@ impl Folds {
 
 impl Window {
     fn into_entry(self) -> Option<Entry> {
-        (self.count > 0).then(|| Entry { count: Some(self.count), ..self.last })
+        (self.count > 0).then_some(Entry { count: Some(self.count), ..self.last })
     }
 }
