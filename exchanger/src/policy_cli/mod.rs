@@ -1,0 +1,159 @@
+//! `jobpass-exchanger policy …`: everything that an admin asks of policies, offline.
+//!
+//! The answers are those of the crate `jobpass_policy`, which the server decides with; this module
+//! reads files and prints. Standard output is data, standard error is talk.
+//! Exit codes: 0 yes, 1 no (a test fails, a job is denied, two sets differ), 2 no answer.
+
+mod load;
+mod print;
+
+use self::{
+    load::{Loaded, PolicyFiles},
+    print::print,
+};
+use clap::{Args, Subcommand};
+use jobpass_policy::{
+    Profile,
+    cases::{self, CaseResult},
+    fixtures::{FIXTURES, fixture},
+};
+use serde_json::json;
+use std::{fmt::Write as _, io::Write as _, process::ExitCode};
+
+/// What to do with policies.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Run the tests that grant files hold.
+    Test(TestFlags),
+    /// List the claims of a CI's tokens, or the CIs that there are profiles of.
+    Claims(ClaimsFlags),
+    /// Print a token's payload as a CI sends it, or list those that tests can start `from`.
+    Fixtures {
+        /// Which: github/push, …
+        name: Option<String>,
+    },
+}
+
+/// See [`PolicyCommand::Test`].
+#[derive(Args, Debug)]
+pub struct TestFlags {
+    #[command(flatten)]
+    files: PolicyFiles,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// See [`PolicyCommand::Claims`].
+#[derive(Args, Debug)]
+pub struct ClaimsFlags {
+    /// The CI: github, gitlab, …
+    profile: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Whether the answer is yes.
+type Answer = anyhow::Result<bool>;
+
+/// Runs a command.
+#[must_use]
+pub fn run(command: PolicyCommand) -> ExitCode {
+    match answer(command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            // Nothing is left to say it to if standard error is closed.
+            let _ = writeln!(std::io::stderr().lock(), "error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn answer(command: PolicyCommand) -> Answer {
+    match command {
+        PolicyCommand::Test(flags) => test(&flags.files.load()?, flags.json),
+        PolicyCommand::Claims(ClaimsFlags { profile: None, json }) => profiles(json),
+        PolicyCommand::Claims(ClaimsFlags { profile: Some(name), json }) => claims(&name, json),
+        PolicyCommand::Fixtures { name } => fixtures(name.as_deref()),
+    }
+}
+
+fn test(loaded: &Loaded, json: bool) -> Answer {
+    let report = cases::run(&loaded.set);
+    if json {
+        print::json(&report)?;
+    } else {
+        let mut out = String::new();
+        for CaseResult { grant, name, failure } in &report.results {
+            match failure {
+                None => writeln!(out, "ok      {grant}: {name}")?,
+                Some(diagnostic) => writeln!(out, "FAILED  {grant}: {name}\n{}", diagnostic.render(false))?,
+            }
+        }
+        let failed = report.results.iter().filter(|result| result.failure.is_some()).count();
+        writeln!(out, "{} tests, {failed} failed", report.results.len())?;
+        print(&out)?;
+    }
+    Ok(report.passed())
+}
+
+fn profiles(json: bool) -> Answer {
+    if json {
+        let all: Vec<_> =
+            Profile::all().map(|p| json!({ "name": p.name(), "title": p.title(), "docs": p.docs() })).collect();
+        print::json(&all)?;
+    } else {
+        let rows = Profile::all().map(|p| [p.name(), p.title(), p.docs()].map(str::to_owned).to_vec());
+        print(&print::table(&["profile", "CI", "its documentation"], rows))?;
+    }
+    Ok(true)
+}
+
+fn claims(name: &str, json: bool) -> Answer {
+    let Some(profile) = Profile::named(name) else {
+        let known: Vec<_> = Profile::all().map(|profile| profile.name()).collect();
+        anyhow::bail!("no CI is called {name}; there are {}", known.join(", "));
+    };
+    if json {
+        let all: Vec<_> = profile
+            .claims()
+            .map(|claim| {
+                json!({
+                    "name": claim.name, "type": claim.kind.words(), "class": claim.class.words(),
+                    "recorded": claim.recorded, "values": claim.values, "about": claim.about,
+                    "from": profile.derived_from(&claim.name),
+                })
+            })
+            .collect();
+        print::json(&all)?;
+    } else {
+        let rows = profile.claims().map(|claim| {
+            let mut about: Vec<String> = claim.about.iter().cloned().collect();
+            about.extend(profile.derived_from(&claim.name).map(|from| format!("cut out of {from}")));
+            about.extend((!claim.values.is_empty()).then(|| claim.values.join(", ")));
+            let recorded = if claim.recorded { "yes" } else { "no" };
+            vec![
+                claim.name.to_string(),
+                claim.kind.words().to_owned(),
+                claim.class.words().to_owned(),
+                recorded.to_owned(),
+                about.join("; "),
+            ]
+        });
+        print(&print::table(&["claim", "type", "class", "in the audit log", "about"], rows))?;
+    }
+    Ok(true)
+}
+
+fn fixtures(name: Option<&str>) -> Answer {
+    match name {
+        None => print(&FIXTURES.iter().map(|(name, _)| format!("{name}\n")).collect::<String>())?,
+        Some(name) => match fixture(name) {
+            Some(payload) => print(payload)?,
+            None => anyhow::bail!("there is no fixture {name}; `policy fixtures` lists them"),
+        },
+    }
+    Ok(true)
+}
