@@ -6,5 +6,6 @@ pub mod clock;
 pub mod config;
 pub mod demo;
 pub mod leases;
+pub mod outbound;
 pub mod policy_cli;
 pub mod store;
