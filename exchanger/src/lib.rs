@@ -9,3 +9,4 @@ pub mod leases;
 pub mod outbound;
 pub mod policy_cli;
 pub mod store;
+pub mod token;
