@@ -8,5 +8,6 @@ pub mod demo;
 pub mod leases;
 pub mod outbound;
 pub mod policy_cli;
+pub mod signing;
 pub mod store;
 pub mod token;
