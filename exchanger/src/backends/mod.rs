@@ -5,6 +5,12 @@
 //! is asked only with a [`PendingLease`], which only the store can make, and only after its
 //! transaction is durable.
 
+pub mod registry;
+pub mod signed_jwt;
+mod spec;
+#[cfg(test)]
+mod testing;
+
 use crate::{
     clock::Timestamp,
     leases::{Lease, Revocability},
@@ -36,6 +42,15 @@ pub trait Describe: Send + Sync {
         credential: &CredentialSource<'_>,
         grant: &GrantContext<'_>,
     ) -> Result<Spec, Vec<Diagnostic>>;
+
+    /// Reads the files and secrets that the config refers to, so that one that is missing is an error
+    /// when the server starts and not when the first job asks. Never called offline.
+    ///
+    /// # Errors
+    /// What cannot be read, and why. Holds no secret.
+    fn preflight(&self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// What a mint needs to know besides the permit.
@@ -199,6 +214,35 @@ impl Backends {
     /// All of them, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&BackendName, &Backend)> {
         self.0.iter()
+    }
+
+    /// Reads the files and secrets that backends need: see [`Describe::preflight`].
+    ///
+    /// # Errors
+    /// The first backend that lacks something.
+    pub fn preflight(&self) -> Result<(), registry::BuildError> {
+        self.0.iter().try_for_each(|(name, backend)| {
+            let failed = |message| registry::BuildError { name: name.clone(), message };
+            backend.describe().preflight().map_err(failed)
+        })
+    }
+}
+
+impl SpecCompiler for Backends {
+    fn compile(
+        &self,
+        backend: &BackendName,
+        credential: &CredentialSource<'_>,
+        grant: &GrantContext<'_>,
+    ) -> Result<Spec, Vec<Diagnostic>> {
+        match self.named(backend) {
+            Some(backend) => backend.describe().compile_spec(credential, grant),
+            None => {
+                let known: Vec<&str> = self.0.keys().map(BackendName::as_str).collect();
+                let help = format!("the configured backends are: {}", known.join(", "));
+                Err(vec![credential.backend_diagnostic(format!("there is no backend `{backend}`"), help)])
+            }
+        }
     }
 }
 
