@@ -13,3 +13,4 @@ pub mod postgres;
 pub mod program;
 pub mod repository;
 pub mod sts;
+pub mod world;

@@ -82,6 +82,12 @@ impl Credential {
         )
     }
 
+    /// The credential that the job has already, with a later expiry.
+    #[must_use]
+    pub fn unchanged() -> Self {
+        Self::of("unchanged", [])
+    }
+
     /// A login to a database server.
     #[must_use]
     pub fn postgres(host: &str, port: u16, database: &str, username: &str, password: Secret, sslmode: &str) -> Self {

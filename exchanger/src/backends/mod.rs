@@ -245,21 +245,3 @@ impl SpecCompiler for Backends {
         }
     }
 }
-
-impl SpecCompiler for Backends {
-    fn compile(
-        &self,
-        backend: &BackendName,
-        credential: &CredentialSource<'_>,
-        grant: &GrantContext<'_>,
-    ) -> Result<Spec, Vec<Diagnostic>> {
-        match self.named(backend) {
-            Some(backend) => backend.describe().compile_spec(credential, grant),
-            None => {
-                let known: Vec<&str> = self.0.keys().map(BackendName::as_str).collect();
-                let help = format!("the configured backends are: {}", known.join(", "));
-                Err(vec![credential.backend_diagnostic(format!("there is no backend `{backend}`"), help)])
-            }
-        }
-    }
-}

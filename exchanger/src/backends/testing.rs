@@ -1,12 +1,17 @@
 //! What the backends' tests share: a grant around a `credential:`, and a permit for a job.
 
-use super::{Backend, Backends, Order, registry::{BackendFile, BuildContext, build_all}};
+use super::{
+    Backend, Backends, Order,
+    registry::{BackendFile, BuildContext, build_all},
+};
 use crate::{
     clock::{Clock, ManualClock, Timestamp},
     config::Env,
     signing::{Keys, Settings},
 };
-use jobpass_policy::{Claims, Decision, Diagnostic, Freezes, Issuer, Permit, Request, Source, compile, decide, fixtures};
+use jobpass_policy::{
+    Claims, Decision, Diagnostic, Freezes, Issuer, Permit, Request, Source, compile, decide, fixtures,
+};
 use jobpass_protocol::{BackendName, IssuerName, LeaseId};
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use uuid::Uuid;

@@ -1,7 +1,93 @@
-//! Config: files and the environment are read here and nowhere else.
+//! Config, twice: [`file::File`] as it is written, [`Config`] as it is meant. Files and the
+//! environment are read here and nowhere else.
 
 pub mod env;
+pub mod file;
+mod resolve;
 pub mod secret_ref;
 
 pub use env::Env;
+pub use resolve::{AuditStreams, Config};
 pub use secret_ref::{SecretError, SecretRef};
+
+use serde_saphyr::Location;
+use std::{fmt, path::PathBuf};
+
+/// Why a config cannot be used: all its problems, each with its place and its cure.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: {source}", path = path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not such a config.
+    #[error("{0}")]
+    Problems(Problems),
+}
+
+/// Problems in one file, at least one.
+#[derive(Debug)]
+pub struct Problems(pub(crate) Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, problem) in self.0.iter().enumerate() {
+            if i > 0 {
+                f.write_str("\n\n")?;
+            }
+            fmt::Display::fmt(problem, f)?;
+        }
+        Ok(())
+    }
+}
+
+/// One problem: what, where (with an excerpt), and the cure.
+#[derive(Debug, Clone)]
+pub(crate) struct Problem {
+    path: String,
+    line: usize,
+    column: usize,
+    excerpt: Option<String>,
+    message: String,
+    cure: String,
+}
+
+impl Problem {
+    pub(crate) fn new(
+        path: &str,
+        text: &str,
+        at: Location,
+        message: impl Into<String>,
+        cure: impl Into<String>,
+    ) -> Self {
+        let (line, column) = (usize::try_from(at.line()).unwrap_or(0), usize::try_from(at.column()).unwrap_or(0));
+        Self {
+            path: path.to_owned(),
+            line,
+            column,
+            excerpt: line.checked_sub(1).and_then(|index| text.lines().nth(index)).map(str::to_owned),
+            message: message.into(),
+            cure: cure.into(),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}\n  --> {}:{}:{}", self.message, self.path, self.line, self.column)?;
+        if let Some(excerpt) = &self.excerpt {
+            let gutter = self.line.to_string();
+            let blank = " ".repeat(gutter.len());
+            let caret = " ".repeat(self.column.saturating_sub(1));
+            write!(f, "\n {blank} |\n {gutter} | {excerpt}\n {blank} | {caret}^")?;
+        }
+        if !self.cure.is_empty() {
+            write!(f, "\n  = help: {}", self.cure)?;
+        }
+        Ok(())
+    }
+}

@@ -8,6 +8,7 @@ mod job;
 mod keys;
 pub mod ledger;
 mod loopback;
+pub mod tour;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -31,6 +32,22 @@ pub enum DemoError {
     /// A token was asked for in an algorithm of which the issuer has no key.
     #[error("the issuer has no {0} key")]
     NoKey(&'static str),
+}
+
+/// The config of a server that trusts the demo's issuer and makes keys of its ledger, listening at `listen`.
+#[must_use]
+pub fn config(listen: &str, issuer: &str, ledger: &str, admin_token: &str) -> String {
+    format!(
+        "public_url: http://{listen}\nlisten: {listen}\nstate_dir: state\npolicies: [grants]\naudit: {{ file: audit.jsonl }}\n\
+         issuers:\n  github: {{ url: \"{issuer}\", insecure_http: true, tenants: [\"1001\"] }}\nbackends:\n{}",
+        ledger_backend(ledger, admin_token)
+    )
+}
+
+/// The `http` backend `ledger`, as a block under `backends:`.
+#[must_use]
+pub fn ledger_backend(url: &str, admin_token: &str) -> String {
+    include_str!("ledger.yaml").replace("LEDGER_URL", url).replace("ADMIN_TOKEN", admin_token)
 }
 
 /// Seconds since the epoch, as the caller tells them.

@@ -1,0 +1,383 @@
+//! Puts the parts together, starts them, and stops them in order.
+
+use crate::{
+    audit::{Entry, Event},
+    backends::{Backends, registry},
+    clock::{Clock, SystemClock, Timestamp},
+    config::Config,
+    exchange::hash,
+    http::{self, server::Served},
+    leases::reaper::Reaper,
+    policies::{self, Policies, Report},
+    signing::Keys,
+    store::{Hash, SqliteStore, Store, StoreError},
+    telemetry::Metrics,
+    token::{Verifier, VerifierError},
+};
+use arc_swap::ArcSwap;
+use governor::{Quota, RateLimiter, clock::QuantaClock, state::keyed::DashMapStateStore};
+use jobpass_policy::{Claims, Freezes};
+use jobpass_protocol::{DecisionId, IssuerName, LeaseHandle, LeaseId};
+use std::{
+    io,
+    net::SocketAddr,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{sync::watch, task::JoinHandle};
+use uuid::Uuid;
+
+/// How often what can be forgotten is.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+
+type Limiter = RateLimiter<[u8; 16], DashMapStateStore<[u8; 16]>, QuantaClock>;
+
+/// Everything that a request needs.
+pub struct App {
+    /// The server's URL: the audience of subject tokens and the issuer of our own.
+    pub public_url: String,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Who is asking.
+    pub verifier: Verifier,
+    /// What is allowed.
+    pub policies: Policies,
+    /// What is frozen; the store has it too.
+    pub freezes: ArcSwap<Freezes>,
+    /// What makes credentials.
+    pub backends: Backends,
+    /// What must survive.
+    pub store: Arc<dyn Store>,
+    /// Our signing keys.
+    pub keys: Arc<Keys>,
+    /// What takes credentials back.
+    pub reaper: Arc<Reaper>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    limiter: Option<Limiter>,
+}
+
+/// Why the server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A file or directory cannot be used.
+    #[error("{what}: {source}")]
+    Io {
+        /// Which, and what for.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The signing keys cannot be opened.
+    #[error(transparent)]
+    Keys(#[from] crate::signing::KeysError),
+    /// An issuer cannot be trusted as it is configured.
+    #[error("issuers: {0}")]
+    Issuers(VerifierError),
+    /// A backend cannot be built from its config.
+    #[error("backends.{0}")]
+    Backend(String),
+    /// Policies are broken, and there never was a good set of them.
+    #[error("{0}")]
+    Policies(String),
+}
+
+impl App {
+    /// A fresh decision id; it grows with time.
+    pub fn new_decision(&self, now: Timestamp) -> DecisionId {
+        DecisionId::from_uuid(uuid_v7(now))
+    }
+
+    /// A fresh lease id; it grows with time.
+    pub fn new_lease_id(&self, now: Timestamp) -> LeaseId {
+        LeaseId::from_uuid(uuid_v7(now))
+    }
+
+    /// A fresh handle for a lease.
+    pub fn new_handle(&self, lease: LeaseId) -> LeaseHandle {
+        LeaseHandle::from_random(lease, &random())
+    }
+
+    /// Counts a workload's request against its limit.
+    ///
+    /// # Errors
+    /// How long it has to wait.
+    pub fn admit(&self, issuer: &IssuerName, claims: &Claims) -> Result<(), Duration> {
+        // The limiter has a clock of its own: it protects a machine, not a policy.
+        let Some(limiter) = &self.limiter else { return Ok(()) };
+        let sub = claims.registered().sub.as_deref().unwrap_or_default();
+        let full: Hash = hash(&format!("{issuer}\n{sub}"));
+        let mut key = [0; 16];
+        key.copy_from_slice(&full[..16]);
+        limiter
+            .check_key(&key)
+            .map_err(|wait| wait.wait_time_from(governor::clock::Clock::now(&QuantaClock::default())))
+    }
+
+    /// Writes an audit entry that belongs to no lease; a store that cannot be written is logged, and
+    /// does not turn a denial into something else.
+    pub async fn record(&self, entry: Entry, fold: Option<Hash>) {
+        if let Err(error) = self.store.record(entry, fold).await {
+            tracing::error!(%error, "an audit entry could not be written");
+        }
+    }
+
+    /// Reads the freezes again after they changed.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn reload_freezes(&self) -> Result<(), StoreError> {
+        self.freezes.store(Arc::new(self.store.freezes().await?));
+        Ok(())
+    }
+}
+
+/// Makes the state directory if it is not there, for its owner alone.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn prepare_state_dir(directory: &Path) -> Result<(), StartError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+    made.map_err(|source| StartError::Io { what: format!("state_dir: {}", directory.display()), source })
+}
+
+/// What a check of config and policies found.
+pub struct Checked {
+    /// Everything that was found, rendered.
+    pub diagnostics: Vec<String>,
+    /// How many of them are errors.
+    pub errors: usize,
+    /// Grants that would be loaded.
+    pub grants: usize,
+}
+
+/// Builds what a server would be built from, without starting it or touching its state.
+///
+/// # Errors
+/// When an issuer or a backend cannot be built.
+pub fn check(config: &Config) -> Result<Checked, StartError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let scratch = Scratch::make()?;
+    let keys = Keys::open(&scratch.0, Arc::clone(&clock), config.signing.clone())?;
+    let backends = build_backends(config, &clock, &keys)?;
+    build_verifier(config, &clock)?;
+    let compiled = policies::check(&config.policies, &policy_issuers(config), &backends)
+        .map_err(|source| StartError::Io { what: "policies".to_owned(), source })?;
+    Ok(Checked {
+        errors: compiled
+            .diagnostics
+            .iter()
+            .filter(|diagnostic| diagnostic.severity == jobpass_policy::Severity::Error)
+            .count(),
+        diagnostics: compiled.diagnostics.iter().map(|diagnostic| diagnostic.render(false)).collect(),
+        grants: compiled.set.grants().count(),
+    })
+}
+
+/// A directory for keys that nobody will need again.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn make() -> Result<Self, StartError> {
+        let path = std::env::temp_dir().join(format!("jobpass-check-{}", Uuid::now_v7()));
+        prepare_state_dir(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed is removed with the system's temporary directory.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn build_backends(config: &Config, clock: &Arc<dyn Clock>, keys: &Arc<Keys>) -> Result<Backends, StartError> {
+    registry::build_all(&config.backends, &config.build_context(clock, keys))
+        .map_err(|error| StartError::Backend(error.to_string()))
+}
+
+fn build_verifier(config: &Config, clock: &Arc<dyn Clock>) -> Result<Verifier, StartError> {
+    Verifier::new(config.public_url.clone(), config.issuers.clone(), Arc::clone(clock)).map_err(StartError::Issuers)
+}
+
+fn policy_issuers(config: &Config) -> Vec<jobpass_policy::Issuer> {
+    config.issuers.iter().map(|issuer| issuer.policy.clone()).collect()
+}
+
+/// A running server.
+pub struct Running {
+    /// Where jobs are served.
+    pub address: SocketAddr,
+    /// Where monitoring is served.
+    pub management: Option<SocketAddr>,
+    /// The parts, for the demo and for tests.
+    pub app: Arc<App>,
+    public: Served,
+    monitoring: Option<Served>,
+    admin: http::admin::Socket,
+    stop: watch::Sender<bool>,
+    background: Vec<JoinHandle<()>>,
+    drain: Duration,
+}
+
+/// Starts a server.
+///
+/// # Errors
+/// One variant per reason; see [`StartError`].
+pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, StartError> {
+    let keys = Keys::open(&config.state_dir.join("keys"), Arc::clone(&clock), config.signing.clone())?;
+    let backends = build_backends(&config, &clock, &keys)?;
+    backends.preflight().map_err(|error| StartError::Backend(error.to_string()))?;
+    let verifier = build_verifier(&config, &clock)?;
+    let (policies, report) =
+        Policies::load(config.policies.clone(), &config.state_dir, policy_issuers(&config), backends.clone());
+    let metrics = Arc::new(Metrics::default());
+    policies.tell(&report, &metrics);
+    if !report.stale.is_empty() && policies.current().grants().next().is_none() {
+        return Err(StartError::Policies(report.diagnostics.join("\n")));
+    }
+    let store = SqliteStore::open(&config.state_dir.join("jobpass.db"), config.store.clone(), Arc::clone(&clock))?;
+    let reaper = Arc::new(Reaper::new(Arc::clone(&store) as Arc<dyn Store>, backends.clone(), Arc::clone(&clock)));
+    let app = Arc::new(App {
+        public_url: config.public_url.clone(),
+        freezes: ArcSwap::from_pointee(store.freezes().await?),
+        clock,
+        verifier,
+        policies,
+        backends,
+        store,
+        keys,
+        reaper,
+        metrics,
+        limiter: NonZeroU32::new(config.exchanges_per_minute).map(|limit| RateLimiter::keyed(Quota::per_minute(limit))),
+    });
+
+    let (stop, stopped) = watch::channel(false);
+    let background = vec![
+        tokio::spawn(Arc::clone(&app.reaper).run(stopped.clone())),
+        tokio::spawn(watch_policies(Arc::clone(&app), config.policy_interval, stopped.clone())),
+        tokio::spawn(prune(Arc::clone(&app), stopped.clone())),
+    ];
+
+    let io = |what: String| move |source| StartError::Io { what, source };
+    let public = Served::start(config.listen, config.certificate.clone(), http::public(Arc::clone(&app)))
+        .await
+        .map_err(io(format!("listen: {}", config.listen)))?;
+    let monitoring = match config.management {
+        None => None,
+        Some(address) => Some(
+            Served::start(address, None, http::management(Arc::clone(&app)))
+                .await
+                .map_err(io(format!("management: {address}")))?,
+        ),
+    };
+    let socket = config.state_dir.join(http::admin::SOCKET);
+    let admin = http::admin::Socket::start(&socket, Arc::clone(&app)).map_err(io(socket.display().to_string()))?;
+
+    let mut entry = Entry::new(app.clock.now(), Event::Server);
+    entry.reason = Some(format!("started, version {}", env!("CARGO_PKG_VERSION")));
+    entry.policy = Some(app.policies.current().digest().to_owned());
+    app.record(entry, None).await;
+    tracing::info!(address = %public.address, public_url = app.public_url, "jobpass-exchanger is ready");
+    Ok(Running {
+        address: public.address,
+        management: monitoring.as_ref().map(|served| served.address),
+        app,
+        public,
+        monitoring,
+        admin,
+        stop,
+        background,
+        drain: config.drain,
+    })
+}
+
+impl Running {
+    /// Reads policies again, as on SIGHUP.
+    pub async fn reload(&self) {
+        reload_policies(&self.app).await;
+    }
+
+    /// Stops: listeners close, exchanges in flight finish, the reaper stops, the store closes.
+    pub async fn stop(self) {
+        tracing::info!("stopping: requests in flight may finish");
+        self.public.stop(self.drain).await;
+        self.admin.stop().await;
+        let mut entry = Entry::new(self.app.clock.now(), Event::Server);
+        entry.reason = Some("stopped".to_owned());
+        self.app.record(entry, None).await;
+        // Nobody listens any more only when every receiver is gone already.
+        let _ = self.stop.send(true);
+        for task in self.background {
+            if let Err(error) = task.await {
+                tracing::warn!(%error, "a background task was lost");
+            }
+        }
+        self.app.store.close().await;
+        if let Some(monitoring) = self.monitoring {
+            monitoring.stop(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+async fn watch_policies(app: Arc<App>, interval: Duration, mut stop: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            _ = stop.changed() => return,
+            () = tokio::time::sleep(interval) => {}
+        }
+        reload_policies(&app).await;
+    }
+}
+
+/// Reads policies again, and tells logs, metrics and the audit log if that changed something.
+pub(crate) async fn reload_policies(app: &Arc<App>) -> Report {
+    let loader = Arc::clone(app);
+    // Reading and compiling blocks: not on the threads that serve.
+    let report = tokio::task::spawn_blocking(move || loader.policies.reload()).await.unwrap_or_default();
+    if report.changed || !report.stale.is_empty() {
+        app.policies.tell(&report, &app.metrics);
+    }
+    if report.changed {
+        let mut entry = Entry::new(app.clock.now(), Event::Policies);
+        entry.policy = Some(app.policies.current().digest().to_owned());
+        app.record(entry, None).await;
+    }
+    report
+}
+
+async fn prune(app: Arc<App>, mut stop: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            _ = stop.changed() => return,
+            () = tokio::time::sleep(PRUNE_INTERVAL) => {}
+        }
+        if let Some(limiter) = &app.limiter {
+            limiter.retain_recent();
+        }
+        if let Err(error) = app.store.prune(app.clock.now()).await {
+            tracing::warn!(%error, "what can be forgotten could not be");
+        }
+    }
+}
+
+fn uuid_v7(now: Timestamp) -> Uuid {
+    let millis = u64::try_from(now.millis()).unwrap_or(0);
+    let random: [u8; 10] = random();
+    uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
+}
+
+/// Random bytes from the operating system.
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    #[expect(clippy::expect_used, reason = "without randomness no secret may be made, and nothing can go on")]
+    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
+    bytes
+}

@@ -1,0 +1,143 @@
+//! The config file as it is written. Unknown keys are refused; what the program runs on is
+//! [`super::Config`].
+
+use crate::{backends::registry::BackendFile, signing::KeyType};
+use jobpass_protocol::{BackendName, IssuerName};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_saphyr::Spanned;
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+/// The whole file.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// The server's URL as jobs reach it: the audience that their tokens are for, and the issuer of
+    /// the tokens that jobpass signs. No path, no slash at the end.
+    #[schemars(with = "String")]
+    pub public_url: Spanned<String>,
+    /// Where jobs are served. Default `127.0.0.1:8420`.
+    #[schemars(with = "Option<String>")]
+    pub listen: Option<Spanned<SocketAddr>>,
+    /// Where `/health`, `/ready` and `/metrics` are served; none without it.
+    #[schemars(with = "Option<String>")]
+    pub management: Option<Spanned<SocketAddr>>,
+    /// Says that a proxy in front ends TLS, so that plain http may listen beyond loopback.
+    #[serde(default)]
+    pub behind_proxy: bool,
+    /// The certificate to serve; reloaded when the files change.
+    pub tls: Option<Tls>,
+    /// Where the store, the keys and the admin socket are. The server's own, mode 0700.
+    pub state_dir: PathBuf,
+    /// Who may vouch for jobs.
+    #[schemars(with = "BTreeMap<String, Issuer>")]
+    pub issuers: BTreeMap<IssuerName, Spanned<Issuer>>,
+    /// What makes credentials.
+    #[schemars(with = "BTreeMap<String, BackendFile>")]
+    pub backends: BTreeMap<BackendName, BackendFile>,
+    /// Directories of grant files, each loaded as a whole. Relative to this file.
+    #[schemars(with = "Vec<String>")]
+    pub policies: Vec<Spanned<PathBuf>>,
+    /// Where the audit log is streamed to.
+    #[serde(default)]
+    pub audit: Audit,
+    /// Durations and sizes that have good defaults.
+    #[serde(default)]
+    pub limits: Limits,
+    /// The keys that jobpass signs with.
+    #[serde(default)]
+    pub signing: Signing,
+}
+
+/// A certificate chain and its key, PEM.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The chain, leaf first.
+    pub certificate: PathBuf,
+    /// The leaf's private key.
+    pub key: PathBuf,
+}
+
+/// One trusted issuer.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Issuer {
+    /// What its tokens look like: the name of a profile. Default: the issuer's own name.
+    #[schemars(with = "Option<String>")]
+    pub profile: Option<Spanned<String>>,
+    /// Its exact URL, as in `iss`. Default: the profile's.
+    #[schemars(with = "Option<String>")]
+    pub url: Option<Spanned<String>>,
+    /// Which tenants' jobs may ask at all: immutable ids, as the profile's tenant claim has them.
+    #[serde(default)]
+    pub tenants: Vec<String>,
+    /// Signature algorithms to accept. Default: the profile's.
+    #[schemars(with = "Option<Vec<String>>")]
+    pub algorithms: Option<Spanned<Vec<String>>>,
+    /// Where its keys are, if not where its discovery document says.
+    #[schemars(with = "Option<String>")]
+    pub jwks_uri: Option<Spanned<String>>,
+    /// Its keys from a file, without any network: for air-gapped or unreachable issuers.
+    pub jwks_file: Option<PathBuf>,
+    /// Private networks in which it may live (CIDR).
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub allow_networks: Vec<ipnet::IpNet>,
+    /// Its own certificate authority, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// Keys (`kid`) that are not to be trusted any more, whatever the issuer publishes.
+    #[serde(default)]
+    pub distrusted_keys: Vec<String>,
+    /// Accepts http on loopback. For trying things out.
+    #[serde(default)]
+    pub insecure_http: bool,
+}
+
+/// Where the audit log is streamed to; the store has it in any case.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// A file of JSON lines, appended to. Reopened when it was moved away.
+    pub file: Option<PathBuf>,
+    /// Standard output.
+    #[serde(default)]
+    pub stdout: bool,
+    /// A file of signed heads, to be kept elsewhere: with it `audit verify` finds a cut tail too.
+    pub head_file: Option<PathBuf>,
+}
+
+/// Durations and sizes.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// How many exchanges one workload (issuer and `sub`) may ask for in a minute. Default 600; 0: no limit.
+    pub exchanges_per_minute: Option<u32>,
+    /// How long ended leases stay listed. Default `7d`.
+    #[schemars(with = "Option<String>")]
+    pub keep_ended: Option<Spanned<String>>,
+    /// How long audit entries that were streamed stay in the store too. Default: for ever.
+    #[schemars(with = "Option<String>")]
+    pub keep_audit: Option<Spanned<String>>,
+    /// Free bytes on the store's disk under which nothing is issued. Default 64 MiB.
+    pub reserve_bytes: Option<u64>,
+    /// How often policy directories are looked at. Default `10s`.
+    #[schemars(with = "Option<String>")]
+    pub policy_interval: Option<Spanned<String>>,
+    /// How long a stopping server waits for exchanges in flight. Default `30s`.
+    #[schemars(with = "Option<String>")]
+    pub drain: Option<Spanned<String>>,
+}
+
+/// The keys that jobpass signs with.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Signing {
+    /// A key is kept for each; the first is what tokens are signed with unless a grant says otherwise.
+    /// Default: `[ES256]`.
+    pub keys: Option<Vec<KeyType>>,
+    /// How long a new key is published before it signs. Default `10m`: twice as long as others may keep
+    /// the key set.
+    #[schemars(with = "Option<String>")]
+    pub propagation: Option<Spanned<String>>,
+}

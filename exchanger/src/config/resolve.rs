@@ -1,0 +1,313 @@
+//! From the file as it is written to the config as it is meant, or every problem that it has.
+
+use super::{ConfigError, Env, Problem, Problems, file};
+use crate::{
+    backends::registry::{BackendFile, BuildContext},
+    clock::Clock,
+    http::server::Certificate,
+    signing::{self, JWKS_MAX_AGE, Keys},
+    store::SqliteOptions,
+    token::issuer::{KeySource, TrustedIssuer},
+};
+use jobpass_policy::{Issuer, Profile};
+use jobpass_protocol::{BackendName, IssuerName};
+use serde_saphyr::{Location, Spanned};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use url::Url;
+
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8420);
+const DEFAULT_EXCHANGES_PER_MINUTE: u32 = 600;
+const DEFAULT_RESERVE: u64 = 64 * 1024 * 1024;
+
+/// What the program runs on. Everything in it was checked.
+pub struct Config {
+    /// The server's URL, without a slash at its end.
+    pub public_url: String,
+    /// Where jobs are served.
+    pub listen: SocketAddr,
+    /// Where monitoring is served.
+    pub management: Option<SocketAddr>,
+    /// The certificate to serve.
+    pub certificate: Option<Certificate>,
+    /// The server's own directory.
+    pub state_dir: PathBuf,
+    /// Who may vouch for jobs.
+    pub issuers: Vec<TrustedIssuer>,
+    /// What makes credentials.
+    pub backends: BTreeMap<BackendName, BackendFile>,
+    /// Policy directories.
+    pub policies: Vec<PathBuf>,
+    /// Where the audit log is streamed to.
+    pub audit: AuditStreams,
+    /// The store's numbers.
+    pub store: SqliteOptions,
+    /// The signing keys' numbers.
+    pub signing: signing::Settings,
+    /// A workload's limit; 0: none.
+    pub exchanges_per_minute: u32,
+    /// How often policy directories are looked at.
+    pub policy_interval: Duration,
+    /// How long requests in flight may take when the server stops.
+    pub drain: Duration,
+    env: Env,
+    base: PathBuf,
+}
+
+impl Config {
+    /// Reads and checks a config file. Paths in it are relative to it.
+    ///
+    /// # Errors
+    /// Every problem that was found, with its place and its cure.
+    pub fn load(path: &Path, env: &Env) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        Self::parse(&path.display().to_string(), &text, path.parent().unwrap_or(Path::new(".")), env)
+            .map_err(|problems| ConfigError::Problems(Problems(problems)))
+    }
+
+    fn parse(path: &str, text: &str, base: &Path, env: &Env) -> Result<Self, Vec<Problem>> {
+        let file: file::File = serde_saphyr::from_str(text).map_err(|error| {
+            let at = error.location().unwrap_or(Location::UNKNOWN);
+            let cure = "see docs/config.md for every key, or `jobpass-exchanger schema config` for your editor";
+            vec![Problem::new(path, text, at, error.without_snippet().to_string(), cure)]
+        })?;
+        Reader { path, text, base, problems: Vec::new() }.resolve(file, env)
+    }
+
+    /// What backends are built with.
+    #[must_use]
+    pub fn build_context(&self, clock: &Arc<dyn Clock>, keys: &Arc<Keys>) -> BuildContext {
+        BuildContext {
+            clock: Arc::clone(clock),
+            keys: Arc::clone(keys),
+            public_url: self.public_url.clone(),
+            env: self.env.clone(),
+            base: self.base.clone(),
+        }
+    }
+}
+
+/// Where the audit log is streamed to.
+#[derive(Clone, Debug, Default)]
+pub struct AuditStreams {
+    /// A file of JSON lines.
+    pub file: Option<PathBuf>,
+    /// Standard output.
+    pub stdout: bool,
+    /// A file of signed heads.
+    pub head_file: Option<PathBuf>,
+}
+
+struct Reader<'a> {
+    path: &'a str,
+    text: &'a str,
+    base: &'a Path,
+    problems: Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn problem(&mut self, at: Location, message: impl Into<String>, cure: impl Into<String>) {
+        self.problems.push(Problem::new(self.path, self.text, at, message, cure));
+    }
+
+    fn resolve(mut self, file: file::File, env: &Env) -> Result<Config, Vec<Problem>> {
+        let limits = file.limits;
+        let listen = file.listen.as_ref().map_or(DEFAULT_LISTEN, |listen| listen.value);
+        let public_url = self.public_url(&file.public_url);
+        let listen_at = file.listen.as_ref().map_or(file.public_url.referenced, |listen| listen.referenced);
+        if file.tls.is_none() && !file.behind_proxy && !listen.ip().is_loopback() {
+            self.problem(
+                listen_at,
+                "plain http would be served beyond loopback: tokens and credentials could be read on the way",
+                "set `tls:` (certificate, key), or `behind_proxy: true` if a proxy in front ends TLS, or listen on 127.0.0.1",
+            );
+        }
+        let issuers =
+            file.issuers.into_iter().filter_map(|(name, issuer)| self.issuer(&name, issuer, &public_url)).collect();
+        let policies = file.policies.iter().map(|directory| self.directory(directory)).collect();
+        let config = Config {
+            listen,
+            management: file.management.map(|address| address.value),
+            certificate: file
+                .tls
+                .map(|tls| Certificate { chain: self.join(&tls.certificate), key: self.join(&tls.key) }),
+            state_dir: self.join(&file.state_dir),
+            issuers,
+            backends: file.backends,
+            policies,
+            audit: AuditStreams {
+                file: file.audit.file.map(|path| self.join(&path)),
+                stdout: file.audit.stdout,
+                head_file: file.audit.head_file.map(|path| self.join(&path)),
+            },
+            store: SqliteOptions {
+                reserve_bytes: limits.reserve_bytes.unwrap_or(DEFAULT_RESERVE),
+                keep_ended: self.duration(limits.keep_ended.as_ref(), Duration::from_secs(7 * 86_400)),
+                keep_audit: limits.keep_audit.as_ref().map(|text| self.duration(Some(text), Duration::ZERO)),
+            },
+            signing: self.signing(file.signing),
+            exchanges_per_minute: limits.exchanges_per_minute.unwrap_or(DEFAULT_EXCHANGES_PER_MINUTE),
+            policy_interval: self.duration(limits.policy_interval.as_ref(), Duration::from_secs(10)),
+            drain: self.duration(limits.drain.as_ref(), Duration::from_secs(30)),
+            env: env.clone(),
+            base: self.base.to_owned(),
+            public_url,
+        };
+        if self.problems.is_empty() { Ok(config) } else { Err(self.problems) }
+    }
+
+    fn join(&self, path: &Path) -> PathBuf {
+        self.base.join(path)
+    }
+
+    /// An absolute http(s) URL with nothing but a host (and port): it is compared byte by byte, in
+    /// `aud` and in `iss`.
+    fn public_url(&mut self, url: &Spanned<String>) -> String {
+        let exact = Url::parse(&url.value).ok().filter(|parsed| {
+            let bare = parsed.path() == "/" && parsed.query().is_none() && parsed.fragment().is_none();
+            let plain = parsed.username().is_empty() && parsed.password().is_none();
+            let scheme = parsed.scheme() == "https" || parsed.scheme() == "http" && is_loopback(parsed);
+            bare && plain && scheme && parsed.as_str().trim_end_matches('/') == url.value
+        });
+        if exact.is_none() {
+            self.problem(
+                url.referenced,
+                "`public_url` must be the server's exact https URL: a host in lower case and, if needed, a port; no path, no slash at the end",
+                "for example `https://jobpass.acme.example` (http only on loopback)",
+            );
+        }
+        url.value.clone()
+    }
+
+    fn directory(&mut self, directory: &Spanned<PathBuf>) -> PathBuf {
+        let path = self.join(&directory.value);
+        if !path.is_dir() {
+            self.problem(
+                directory.referenced,
+                format!("{} is not a directory", path.display()),
+                "create it, or name the directory that holds the grant files",
+            );
+        }
+        path
+    }
+
+    fn duration(&mut self, text: Option<&Spanned<String>>, default: Duration) -> Duration {
+        let Some(text) = text else { return default };
+        let parsed = text.value.parse::<jiff::SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
+        parsed.unwrap_or_else(|| {
+            self.problem(text.referenced, "this is not a duration", "write it like `30s`, `10m`, `12h` or `7d`");
+            default
+        })
+    }
+
+    fn signing(&mut self, file: file::Signing) -> signing::Settings {
+        let default = signing::Settings::default();
+        let propagation = self.duration(file.propagation.as_ref(), default.propagation);
+        if let Some(text) = file.propagation
+            && propagation < JWKS_MAX_AGE
+        {
+            self.problem(
+                text.referenced,
+                format!(
+                    "others may keep the key set for {} s and would not know a new key yet",
+                    JWKS_MAX_AGE.as_secs()
+                ),
+                "make it at least as long, better twice as long",
+            );
+        }
+        signing::Settings {
+            types: file.keys.filter(|keys| !keys.is_empty()).unwrap_or(default.types),
+            propagation,
+            ..default
+        }
+    }
+
+    fn issuer(&mut self, name: &IssuerName, file: Spanned<file::Issuer>, public_url: &str) -> Option<TrustedIssuer> {
+        let (here, file) = (file.referenced, file.value);
+        let at = file.profile.as_ref().map_or(here, |profile| profile.referenced);
+        let wanted = file.profile.as_ref().map_or(name.as_str(), |profile| profile.value.as_str());
+        let Some(profile) = Profile::named(wanted) else {
+            let known: Vec<&str> = Profile::all().map(|profile| profile.name()).collect();
+            self.problem(
+                at,
+                format!("there is no issuer profile `{wanted}`"),
+                format!("set `profile:` to one of {}", known.join(", ")),
+            );
+            return None;
+        };
+        let at = file.url.as_ref().map_or(here, |url| url.referenced);
+        let Some(url) = file.url.map(|url| url.value).or_else(|| profile.default_url().map(str::to_owned)) else {
+            self.problem(
+                at,
+                format!("issuer `{name}` has no URL"),
+                "set `url:` to the issuer's exact URL, as in its tokens' `iss`",
+            );
+            return None;
+        };
+        let trial = file.insecure_http && Url::parse(&url).is_ok_and(|url| is_loopback(&url));
+        if !trial && !profile.url_matches(&url) {
+            let message = format!("`{url}` is not a URL that issuers of profile `{wanted}` have");
+            self.problem(at, message, "check the URL against a token's `iss`, or choose another profile");
+        }
+        if url == public_url {
+            self.problem(at, "jobpass cannot be its own subject issuer", "name the CI's issuer");
+        }
+        let shared = profile.is_shared(&url);
+        if let Some(algorithms) = &file.algorithms {
+            for algorithm in &algorithms.value {
+                if !profile.algorithms().iter().any(|known| *known == algorithm.as_str()) {
+                    let message = format!("profile `{wanted}` does not sign with `{algorithm}`");
+                    self.problem(
+                        algorithms.referenced,
+                        message,
+                        format!("choose among {}", profile.algorithms().join(", ")),
+                    );
+                }
+            }
+        }
+        let keys = match (file.jwks_file, file.jwks_uri) {
+            (Some(_), Some(_)) => {
+                self.problem(at, "`jwks_file` and `jwks_uri` exclude each other", "keep one of them");
+                return None;
+            }
+            (Some(path), None) => KeySource::File(self.join(&path)),
+            (None, Some(uri)) => match Url::parse(&uri.value) {
+                Ok(url) => KeySource::Uri(url),
+                Err(error) => {
+                    self.problem(
+                        uri.referenced,
+                        format!("`jwks_uri` is not a URL: {error}"),
+                        "write the whole URL, https",
+                    );
+                    return None;
+                }
+            },
+            (None, None) => KeySource::Discovery,
+        };
+        Some(TrustedIssuer {
+            policy: Issuer { name: name.clone(), url, profile, tenants: file.tenants, shared },
+            algorithms: file.algorithms.map(|algorithms| algorithms.value),
+            keys,
+            distrusted_keys: file.distrusted_keys,
+            allow_networks: file.allow_networks,
+            ca_file: file.ca_file.map(|path| self.join(&path)),
+            insecure_http: file.insecure_http,
+            proxy: None,
+        })
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost",
+        None => false,
+    }
+}

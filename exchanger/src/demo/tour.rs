@@ -1,0 +1,248 @@
+//! `jobpass-exchanger demo`: a server, a CI issuer and an API on loopback, and one whole exchange, step
+//! by step, as a CI job would do it. Fails, naming the step, when anything is not as it should be.
+
+use super::{Ci, issuer::Issuer, issuer::Token, ledger::Ledger};
+use crate::{
+    app::{self, Running},
+    clock::{Clock, SystemClock},
+    config::{Config, Env},
+};
+use anyhow::{Context as _, bail, ensure};
+use jobpass_protocol::{
+    SessionSecret,
+    exchange::{GRANT_TYPE_EXCHANGE, TOKEN_TYPE_JWT},
+};
+use serde_json::Value;
+use std::{
+    fs,
+    io::Write as _,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const GRANT: &str = include_str!("grants/ledger.yaml");
+
+/// Runs the tour; without `once` the servers stay up until interrupted.
+///
+/// # Errors
+/// Names the step that failed.
+pub async fn run(once: bool, port: u16) -> anyhow::Result<()> {
+    crate::telemetry::log_to_stderr(Some("warn"));
+    let port = if once { free_port()? } else { port };
+    let stage = Stage::build(port)
+        .await
+        .with_context(|| format!("the demo cannot start; if port {port} is taken, choose another with --port"))?;
+    let result = stage.perform().await;
+    if once || result.is_err() {
+        stage.close().await;
+        return result;
+    }
+    stage.invite()?;
+    tokio::signal::ctrl_c().await?;
+    stage.close().await;
+    Ok(())
+}
+
+fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// Everything that the demo runs.
+struct Stage {
+    directory: PathBuf,
+    issuer: Issuer,
+    ledger: Ledger,
+    server: Running,
+    url: String,
+    client: reqwest::Client,
+}
+
+impl Stage {
+    async fn build(port: u16) -> anyhow::Result<Self> {
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let now = || SystemClock.now().secs();
+        let issuer = Issuer::start(loopback, Ci::GitHub, now).await?;
+        let ledger = Ledger::start(loopback, now).await?;
+        let url = format!("http://127.0.0.1:{port}");
+        let directory = std::env::temp_dir().join(format!("jobpass-demo-{}", std::process::id()));
+        write_files(&directory, &url, &issuer, &ledger)?;
+        let config = Config::load(&directory.join("jobpass-exchanger.yaml"), &Env::default())?;
+        app::prepare_state_dir(&config.state_dir)?;
+        let server = app::start(config, Arc::new(SystemClock)).await?;
+        #[expect(clippy::disallowed_methods, reason = "this is the job's side of the demo, on loopback")]
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        Ok(Self { directory, issuer, ledger, server, url, client })
+    }
+
+    async fn perform(&self) -> anyhow::Result<()> {
+        say("jobpass demo: a CI job trades its token for a credential that dies with the job\n")?;
+        say(&format!("  server  {}   (config and grants: {})", self.url, self.directory.display()))?;
+        say(&format!("  issuer  {}   (behaves like GitHub's)", self.issuer.url()))?;
+        say(&format!("  ledger  {}   (an API with keys: what the job wants to use)\n", self.ledger.url()))?;
+
+        step(1, "The CI signs a token that says what the job is, for our audience only.")?;
+        let token = self.issuer.mint(&Token::for_audience(self.url.as_str()))?;
+        for claim in ["repository", "repository_id", "ref", "event_name", "runner_environment"] {
+            detail(&format!("{claim}: {}", claim_of(&token, claim)))?;
+        }
+
+        step(2, "The job posts it to /token, asks for the grant `ledger`, and sends a session secret of its own.")?;
+        let session = session()?;
+        let answer = self.exchange(&token, Some(&session)).await?;
+        ensure!(answer.status == 200, "step 2: the exchange was refused: {}", answer.body);
+        let lease = text(&answer.body, "/lease_id").context("step 2: the answer names no lease")?;
+        let key = text(&answer.body, "/credential/key").context("step 2: the answer holds no key")?;
+        let handle = text(&answer.body, "/refresh_token").context("step 2: the answer holds no handle")?;
+        detail("decision: permit, by rule main-branch")?;
+        detail(&format!("lease: {lease} (on disk before the ledger was asked)"))?;
+        detail(&format!(
+            "credential: a ledger key named {}, {} characters, gone in {} s",
+            remote_name(&lease),
+            key.len(),
+            answer.body["expires_in"]
+        ))?;
+
+        step(3, "The job uses the key.")?;
+        let used = self.use_key(&key).await?;
+        ensure!(used == 200, "step 3: the ledger answered {used} to a fresh key");
+        detail("GET /entries: 200")?;
+
+        step(4, "A thief copied the token from a log. Without the session secret it opens nothing.")?;
+        let thief = self.exchange(&token, Some(&self::session()?)).await?;
+        ensure!(
+            thief.status == 400 && thief.body["error"] == "invalid_target",
+            "step 4: the thief was answered {}",
+            thief.status
+        );
+        detail(&format!("POST /token: 400 {}, decision {}", thief.body["error"], thief.body["decision_id"]))?;
+
+        step(5, "A pull request of the same repository asks for the same grant.")?;
+        let branch = Token::for_audience(self.url.as_str())
+            .claim("ref", "refs/pull/7/merge")
+            .claim("event_name", "pull_request");
+        let denied = self.exchange(&self.issuer.mint(&branch)?, Some(&self::session()?)).await?;
+        ensure!(denied.status == 400, "step 5: the pull request was answered {}", denied.status);
+        detail(&format!("POST /token: 400 {}", denied.body["error"]))?;
+        for reason in denied.body["reasons"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            detail(reason)?;
+        }
+
+        step(6, "The job ends and gives its credential back.")?;
+        let form = [("token", handle.as_str())];
+        let revoked: Value = self.client.post(format!("{}/revoke", self.url)).form(&form).send().await?.json().await?;
+        ensure!(revoked["state"] == "ended", "step 6: the lease is {}", revoked["state"]);
+        let used = self.use_key(&key).await?;
+        ensure!(used == 401, "step 6: the ledger answered {used} to a key that was given back");
+        detail("POST /revoke: the lease is ended")?;
+        detail("GET /entries with the same key: 401")?;
+        say("\nAll of it is in the audit log, as a chain of hashes.\n")
+    }
+
+    async fn exchange(&self, token: &str, session: Option<&SessionSecret>) -> anyhow::Result<Answer> {
+        let mut form = vec![
+            ("grant_type", GRANT_TYPE_EXCHANGE),
+            ("subject_token_type", TOKEN_TYPE_JWT),
+            ("subject_token", token),
+            ("audience", "ledger"),
+        ];
+        form.extend(session.map(|session| ("session", session.expose())));
+        let response = self.client.post(format!("{}/token", self.url)).form(&form).send().await?;
+        Ok(Answer { status: response.status().as_u16(), body: response.json().await? })
+    }
+
+    async fn use_key(&self, key: &str) -> anyhow::Result<u16> {
+        let response = self.client.get(format!("{}/entries", self.ledger.url())).bearer_auth(key).send().await?;
+        Ok(response.status().as_u16())
+    }
+
+    /// What to try by hand.
+    fn invite(&self) -> anyhow::Result<()> {
+        let (url, request) = (&self.url, self.issuer.request_url());
+        let config = self.directory.join("jobpass-exchanger.yaml");
+        say(&format!(
+            "The servers stay up. Try it by hand, in another terminal:\n\n\
+             # the environment that a GitHub Actions job has\n\
+             export GITHUB_ACTIONS=true JOBPASS_URL={url}\n\
+             export ACTIONS_ID_TOKEN_REQUEST_URL='{request}'\n\
+             export ACTIONS_ID_TOKEN_REQUEST_TOKEN={request_token}\n\n\
+             # with curl\n\
+             TOKEN=$(curl -s -H \"Authorization: bearer $ACTIONS_ID_TOKEN_REQUEST_TOKEN\" \\\n    \
+               \"$ACTIONS_ID_TOKEN_REQUEST_URL&audience=$JOBPASS_URL\" | sed 's/.*\"value\":\"\\([^\"]*\\).*/\\1/')\n\
+             curl -s {url}/token -d grant_type={GRANT_TYPE_EXCHANGE} \\\n    \
+               -d subject_token_type={TOKEN_TYPE_JWT} -d audience=ledger -d subject_token=$TOKEN\n\n\
+             # with jobpass: the key is in the child's environment only, and nowhere in its output\n\
+             cargo run --release --bin jobpass -- exec --grant ledger -- \\\n    \
+               sh -c 'echo \"my key is $JOBPASS_API_KEY\"; curl -s -H \"Authorization: Bearer $JOBPASS_API_KEY\" $JOBPASS_API_URL/entries'\n\n\
+             # as the admin\n\
+             cargo run --release --bin jobpass-exchanger -- leases list --ended --config {config}\n\
+             cargo run --release --bin jobpass-exchanger -- audit verify {audit}\n\n\
+             Ctrl-C stops the demo.",
+            request_token = self.issuer.request_token().expose(),
+            config = config.display(),
+            audit = self.directory.join("audit.jsonl").display(),
+        ))
+    }
+
+    async fn close(self) {
+        self.server.stop().await;
+        // A directory in the system's temporary one; what cannot be removed is removed with that.
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+struct Answer {
+    status: u16,
+    body: Value,
+}
+
+fn write_files(directory: &Path, url: &str, issuer: &Issuer, ledger: &Ledger) -> anyhow::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+    fs::DirBuilder::new().mode(0o700).create(directory)?;
+    fs::create_dir(directory.join("grants"))?;
+    fs::write(directory.join("grants/ledger.yaml"), GRANT)?;
+    let secret = directory.join("ledger-admin-token");
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&secret)?;
+    file.write_all(ledger.admin_token().expose().as_bytes())?;
+    let listen = url.trim_start_matches("http://");
+    fs::write(
+        directory.join("jobpass-exchanger.yaml"),
+        super::config(listen, issuer.url(), ledger.url(), &format!("file:{}", secret.display())),
+    )?;
+    Ok(())
+}
+
+fn session() -> anyhow::Result<SessionSecret> {
+    Ok(SessionSecret::from_random(&super::random()?))
+}
+
+fn remote_name(lease: &str) -> String {
+    lease.parse().map_or_else(|_| "?".to_owned(), |id: jobpass_protocol::LeaseId| id.remote_name())
+}
+
+/// A claim of the demo's own token, for show.
+fn claim_of(token: &str, name: &str) -> String {
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+    let payload = token.split('.').nth(1).and_then(|part| URL_SAFE_NO_PAD.decode(part).ok());
+    let claims: Value = payload.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+    claims[name].as_str().unwrap_or("?").to_owned()
+}
+
+fn text(body: &Value, pointer: &str) -> Option<String> {
+    body.pointer(pointer).and_then(Value::as_str).map(str::to_owned)
+}
+
+fn step(number: u8, what: &str) -> anyhow::Result<()> {
+    say(&format!("{number}. {what}"))
+}
+
+fn detail(what: &str) -> anyhow::Result<()> {
+    say(&format!("     {what}"))
+}
+
+fn say(line: &str) -> anyhow::Result<()> {
+    match writeln!(std::io::stdout().lock(), "{line}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => bail!(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,365 @@
+//! Administration over a Unix socket in the state directory: mode 0600, and the peer's user checked.
+//! The same binary is its client; see [`crate::admin`].
+
+use crate::{
+    app::{App, reload_policies},
+    audit::{Entry, Event},
+    clock::Timestamp,
+    leases::{Ending, Lease},
+    signing::{Published, Rotation},
+    store::{Filter, FreezeTarget, Revocation, StoreError, Targets},
+};
+use axum::{
+    Json, Router,
+    extract::{ConnectInfo, Request, State, connect_info::Connected},
+    http::StatusCode,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::post,
+    serve::IncomingStream,
+};
+use jobpass_protocol::{GrantName, IssuerName, LeaseId};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::{net::UnixListener, sync::oneshot, task::JoinHandle};
+
+/// The socket's name in the state directory.
+pub const SOCKET: &str = "admin.sock";
+/// The most leases that one listing or revocation is about.
+const MOST: usize = 100_000;
+
+/// Which leases an admin means.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Selection {
+    /// Just these.
+    #[serde(default)]
+    pub ids: Vec<LeaseId>,
+    /// All of this grant.
+    pub grant: Option<GrantName>,
+    /// All of this issuer.
+    pub issuer: Option<IssuerName>,
+    /// All whose claims have these values.
+    #[serde(default)]
+    pub claims: Vec<(String, String)>,
+    /// All. Without it an empty selection means none, so that a forgotten option revokes nothing.
+    #[serde(default)]
+    pub all: bool,
+    /// Ended ones too, where it lists.
+    #[serde(default)]
+    pub ended: bool,
+    /// Only say which.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// The most to list.
+    pub limit: Option<usize>,
+}
+
+/// A lease, as an admin sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LeaseView {
+    /// Its id.
+    pub id: LeaseId,
+    /// Where it stands, with that state's data.
+    pub state: crate::leases::State,
+    /// What was asked for.
+    pub grant: String,
+    /// By which rule.
+    pub rule: String,
+    /// On whose word.
+    pub issuer: String,
+    /// Where the credential lives.
+    pub backend: String,
+    /// What the remote object is called.
+    pub remote_name: String,
+    /// Since when.
+    pub opened_at: Timestamp,
+    /// Under which policies.
+    pub policy: String,
+    /// What the token said of the job.
+    pub claims: serde_json::Value,
+}
+
+impl LeaseView {
+    fn of(lease: &Lease) -> Self {
+        let subject = lease.subject();
+        Self {
+            id: lease.id(),
+            state: lease.state().clone(),
+            grant: subject.grant.to_string(),
+            rule: subject.rule.to_string(),
+            issuer: subject.issuer.to_string(),
+            backend: lease.placement().backend.to_string(),
+            remote_name: lease.id().remote_name(),
+            opened_at: lease.opened_at(),
+            policy: lease.policy_digest().to_owned(),
+            claims: serde_json::from_str(&subject.claims).unwrap_or_default(),
+        }
+    }
+}
+
+/// What an admin freezes or thaws.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FreezeRequest {
+    /// One issuer; with `grant` absent too: everything.
+    pub issuer: Option<IssuerName>,
+    /// One grant.
+    pub grant: Option<GrantName>,
+    /// Why; absent: thaw.
+    pub reason: Option<String>,
+}
+
+/// What is frozen, and why.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct FreezeView {
+    /// Everything.
+    pub all: Option<String>,
+    /// By issuer.
+    pub issuers: Vec<(IssuerName, String)>,
+    /// By grant.
+    pub grants: Vec<(GrantName, String)>,
+}
+
+/// How keys are to be rotated.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct RotateRequest {
+    /// With overlap, or at once.
+    pub rotation: Rotation,
+}
+
+/// A refusal of the admin socket.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AdminError {
+    /// What happened, and the cure.
+    pub error: String,
+}
+
+/// The listening socket.
+pub struct Socket {
+    path: PathBuf,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<io::Result<()>>,
+}
+
+impl Socket {
+    /// Listens.
+    ///
+    /// # Errors
+    /// When the path cannot be bound.
+    pub fn start(path: &Path, app: Arc<App>) -> io::Result<Self> {
+        // What is left there is of a server that was killed: the store's lock says that none runs.
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let service = router(app).into_make_service_with_connect_info::<Peer>();
+        let server = axum::serve(listener, service).with_graceful_shutdown(async move {
+            // Stopped or dropped: both mean to end.
+            let _ = stopped.await;
+        });
+        Ok(Self { path: path.to_owned(), stop, task: tokio::spawn(server.into_future()) })
+    }
+
+    /// Stops listening and removes the socket.
+    pub async fn stop(self) {
+        // A server that ended by itself has dropped the receiver.
+        let _ = self.stop.send(());
+        let _ = self.task.await;
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::debug!(%error, "the admin socket was gone");
+        }
+    }
+}
+
+/// Who is at the other end.
+#[derive(Clone, Debug)]
+struct Peer {
+    uid: Option<u32>,
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        Self { uid: stream.io().peer_cred().ok().map(|credentials| credentials.uid()) }
+    }
+}
+
+impl Peer {
+    fn name(&self) -> String {
+        self.uid.map_or_else(|| "admin".to_owned(), |uid| format!("uid {uid}"))
+    }
+}
+
+fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/leases/list", post(list))
+        .route("/leases/revoke", post(revoke))
+        .route("/freeze", post(freeze))
+        .route("/freezes", post(freezes))
+        .route("/keys", post(keys))
+        .route("/keys/rotate", post(rotate))
+        .route("/policies/reload", post(reload))
+        .layer(middleware::from_fn(own_user_only))
+        .with_state(app)
+}
+
+/// The server's own user, or root. The file's mode says the same; this holds where modes do not.
+async fn own_user_only(ConnectInfo(peer): ConnectInfo<Peer>, request: Request, next: Next) -> Response {
+    let own = rustix::process::geteuid().as_raw();
+    match peer.uid {
+        Some(uid) if uid == own || uid == 0 => next.run(request).await,
+        _ => (
+            StatusCode::FORBIDDEN,
+            Json(AdminError { error: "the admin socket is for the server's own user and root".into() }),
+        )
+            .into_response(),
+    }
+}
+
+/// An admin's request that was refused.
+struct Refused(StatusCode, String);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.0, Json(AdminError { error: self.1 })).into_response()
+    }
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        Self(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    }
+}
+
+async fn selected(app: &App, selection: &Selection) -> Result<Vec<Lease>, Refused> {
+    let mut leases = Vec::new();
+    for id in &selection.ids {
+        match app.store.lease(*id).await? {
+            Some(lease) => leases.push(lease),
+            None => return Err(Refused(StatusCode::NOT_FOUND, format!("there is no lease {id}"))),
+        }
+    }
+    if selection.all || selection.grant.is_some() || selection.issuer.is_some() || !selection.claims.is_empty() {
+        let filter = Filter {
+            grant: selection.grant.clone(),
+            issuer: selection.issuer.clone(),
+            claims: selection.claims.clone(),
+            ended: selection.ended,
+        };
+        leases.extend(app.store.leases(filter, selection.limit.unwrap_or(MOST).min(MOST)).await?);
+    }
+    Ok(leases)
+}
+
+async fn list(State(app): State<Arc<App>>, Json(selection): Json<Selection>) -> Result<Json<Vec<LeaseView>>, Refused> {
+    Ok(Json(selected(&app, &selection).await?.iter().map(LeaseView::of).collect()))
+}
+
+async fn revoke(
+    State(app): State<Arc<App>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Json(selection): Json<Selection>,
+) -> Result<Json<Vec<LeaseView>>, Refused> {
+    let leases = selected(&app, &selection).await?;
+    if selection.dry_run || leases.is_empty() {
+        return Ok(Json(leases.iter().map(LeaseView::of).collect()));
+    }
+    let ids: Vec<LeaseId> = leases.iter().map(Lease::id).collect();
+    let revocation = Revocation {
+        targets: Targets::Leases(ids.clone()),
+        because: Ending::RevokedByAdmin,
+        close_sessions: true,
+        at: app.clock.now(),
+        actor: Some(peer.name()),
+    };
+    let revoking = app.store.revoke(revocation).await?;
+    app.reaper.take_back(revoking).await;
+    let mut after = Vec::with_capacity(ids.len());
+    for id in ids {
+        after.extend(app.store.lease(id).await?.as_ref().map(LeaseView::of));
+    }
+    Ok(Json(after))
+}
+
+async fn freeze(
+    State(app): State<Arc<App>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Json(request): Json<FreezeRequest>,
+) -> Result<Json<FreezeView>, Refused> {
+    let mut entry = Entry::new(app.clock.now(), Event::Freeze);
+    entry.actor = Some(peer.name());
+    entry.issuer = request.issuer.clone();
+    entry.grant = request.grant.clone();
+    entry.reason = Some(request.reason.clone().unwrap_or_else(|| "thawed".to_owned()));
+    let target = match (request.issuer, request.grant) {
+        (Some(_), Some(_)) => {
+            return Err(Refused(StatusCode::BAD_REQUEST, "freeze an issuer or a grant, one at a time".to_owned()));
+        }
+        (Some(issuer), None) => FreezeTarget::Issuer(issuer),
+        (None, Some(grant)) => FreezeTarget::Grant(grant),
+        (None, None) => FreezeTarget::All,
+    };
+    app.store.freeze(target, request.reason, entry).await?;
+    app.reload_freezes().await?;
+    Ok(Json(frozen(&app)))
+}
+
+async fn freezes(State(app): State<Arc<App>>) -> Json<FreezeView> {
+    Json(frozen(&app))
+}
+
+fn frozen(app: &App) -> FreezeView {
+    let freezes = app.freezes.load();
+    FreezeView {
+        all: freezes.all.clone(),
+        issuers: freezes.issuers.iter().map(|(name, reason)| (name.clone(), reason.clone())).collect(),
+        grants: freezes.grants.iter().map(|(name, reason)| (name.clone(), reason.clone())).collect(),
+    }
+}
+
+async fn keys(State(app): State<Arc<App>>) -> Json<Vec<Published>> {
+    Json(app.keys.published())
+}
+
+async fn rotate(
+    State(app): State<Arc<App>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Json(request): Json<RotateRequest>,
+) -> Result<Json<Vec<Published>>, Refused> {
+    let published = app
+        .keys
+        .rotate(request.rotation)
+        .map_err(|error| Refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let mut entry = Entry::new(app.clock.now(), Event::Keys);
+    entry.actor = Some(peer.name());
+    entry.reason = Some(match request.rotation {
+        Rotation::Overlapping => "rotated with overlap".to_owned(),
+        Rotation::AtOnce => "rotated at once: older tokens are refused".to_owned(),
+    });
+    app.record(entry, None).await;
+    Ok(Json(published))
+}
+
+/// How a reload went, as an admin sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReloadView {
+    /// The digest of the policies in force.
+    pub digest: String,
+    /// Whether they changed.
+    pub changed: bool,
+    /// Directories that are not in force as they are on disk, and the diagnostics.
+    pub problems: Vec<String>,
+}
+
+async fn reload(State(app): State<Arc<App>>) -> Json<ReloadView> {
+    let report = reload_policies(&app).await;
+    let problems =
+        report.stale.iter().map(|(_, reason)| reason.clone()).chain(report.diagnostics.iter().cloned()).collect();
+    Json(ReloadView { digest: app.policies.current().digest().to_owned(), changed: report.changed, problems })
+}

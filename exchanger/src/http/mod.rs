@@ -1,0 +1,50 @@
+//! HTTP: every route on one page. The only room that knows axum, besides the demo.
+
+pub mod admin;
+mod error;
+mod handlers;
+pub mod server;
+
+use crate::app::App;
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    http::{HeaderValue, header},
+    middleware,
+    response::Response,
+    routing::{get, post},
+};
+use jobpass_protocol::exchange::MAX_FORM_BYTES;
+use std::sync::Arc;
+
+/// What jobs see.
+pub fn public(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/token", post(handlers::token))
+        .route("/revoke", post(handlers::revoke))
+        .route("/.well-known/oauth-authorization-server", get(handlers::authorization_server))
+        .route("/.well-known/openid-configuration", get(handlers::openid_configuration))
+        .route("/.well-known/jwks.json", get(handlers::jwks))
+        .fallback(error::not_found)
+        .method_not_allowed_fallback(error::method_not_allowed)
+        .layer(DefaultBodyLimit::max(MAX_FORM_BYTES))
+        .layer(middleware::map_response(guard))
+        .with_state(app)
+}
+
+/// What the platform team's monitoring sees.
+pub fn management(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/health", get(handlers::health))
+        .route("/ready", get(handlers::ready))
+        .route("/metrics", get(handlers::metrics))
+        .with_state(app)
+}
+
+/// Headers that every public answer carries. Only what says otherwise may be stored (RFC 6749 §5.1).
+async fn guard(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}

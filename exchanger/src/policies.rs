@@ -1,0 +1,262 @@
+//! Policy directories: read whole or not at all, compiled together, and the last good set kept.
+//!
+//! A directory with a broken file keeps its last good sources, loudly, and does not hold up the
+//! others. Removing a grant's file always takes effect. The last good sources survive a restart.
+
+use crate::{backends::Backends, telemetry::Metrics};
+use arc_swap::{ArcSwap, Guard};
+use jobpass_policy::{Compiled, Issuer, PolicySet, Severity, Source, compile};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// The largest grant file, in bytes.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+/// How often a directory that changes while it is read is read again.
+const READ_ATTEMPTS: usize = 5;
+
+/// The loaded policies.
+pub struct Policies {
+    current: ArcSwap<PolicySet>,
+    directories: Vec<PathBuf>,
+    kept: PathBuf,
+    issuers: Vec<Issuer>,
+    backends: Backends,
+    /// What was last compiled, by directory, so that an unchanged one costs no work.
+    seen: Mutex<BTreeMap<PathBuf, Vec<Kept>>>,
+}
+
+/// One source as it is kept on disk for the next start.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Kept {
+    path: String,
+    text: String,
+}
+
+/// How a (re)load went.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Whether the policies changed.
+    pub changed: bool,
+    /// Directories that are not in force as they are on disk, each with the reason.
+    pub stale: Vec<(PathBuf, String)>,
+    /// Warnings and errors, rendered.
+    pub diagnostics: Vec<String>,
+}
+
+impl Policies {
+    /// Loads all directories. A directory that is broken now starts with its last good sources, or,
+    /// if it never had any, with none.
+    #[must_use]
+    pub fn load(
+        directories: Vec<PathBuf>,
+        state_dir: &Path,
+        issuers: Vec<Issuer>,
+        backends: Backends,
+    ) -> (Self, Report) {
+        let empty = compile(&[], &issuers, &backends).set;
+        let policies = Self {
+            current: ArcSwap::from_pointee(empty),
+            directories,
+            kept: state_dir.join("policies"),
+            issuers,
+            backends,
+            seen: Mutex::default(),
+        };
+        let report = policies.reload();
+        (policies, report)
+    }
+
+    /// The policies in force.
+    #[must_use]
+    pub fn current(&self) -> Guard<Arc<PolicySet>> {
+        self.current.load()
+    }
+
+    /// Reads all directories again and puts what compiles in force.
+    pub fn reload(&self) -> Report {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut report = Report::default();
+        let mut sources: BTreeMap<PathBuf, Vec<Kept>> = BTreeMap::new();
+        let mut unread: Vec<PathBuf> = Vec::new();
+        for directory in &self.directories {
+            match read_directory(directory) {
+                Ok(read) => {
+                    sources.insert(directory.clone(), read);
+                }
+                Err(error) => {
+                    report.stale.push((directory.clone(), format!("{}: {error}", directory.display())));
+                    sources.insert(directory.clone(), self.last_good(directory, &seen));
+                    unread.push(directory.clone());
+                }
+            }
+        }
+        if *seen == sources && report.stale.is_empty() {
+            return report;
+        }
+        let mut compiled = self.compile(&sources);
+        // A directory with errors falls back to its last good sources, minus what was removed from it.
+        while let Some(broken) = self.first_broken(&compiled, &sources, &report) {
+            let errors =
+                compiled.diagnostics.iter().filter(|d| d.severity == Severity::Error && within(d.path(), &broken));
+            report.diagnostics.extend(errors.map(|diagnostic| diagnostic.render(false)));
+            let present: Vec<String> = sources.remove(&broken).into_iter().flatten().map(|kept| kept.path).collect();
+            let mut good = self.last_good(&broken, &seen);
+            good.retain(|kept| present.contains(&kept.path));
+            report.stale.push((broken.clone(), format!("{}: has errors", broken.display())));
+            sources.insert(broken, good);
+            compiled = self.compile(&sources);
+        }
+        report.diagnostics.extend(compiled.diagnostics.iter().map(|diagnostic| diagnostic.render(false)));
+        report.changed = compiled.set.digest() != self.current.load().digest();
+        for (directory, kept) in &sources {
+            if !report.stale.iter().any(|(stale, _)| stale == directory)
+                && let Err(error) = self.keep(directory, kept)
+            {
+                tracing::warn!(directory = %directory.display(), %error, "the last good policies could not be kept");
+            }
+        }
+        self.current.store(Arc::new(compiled.set));
+        *seen = sources;
+        report
+    }
+
+    /// Reports a (re)load to logs and metrics.
+    pub fn tell(&self, report: &Report, metrics: &Metrics) {
+        for text in &report.diagnostics {
+            tracing::warn!("{text}");
+        }
+        for (_, reason) in &report.stale {
+            tracing::error!(reason, "a policy directory is not in force as it is on disk; its last good grants are");
+        }
+        let set = self.current();
+        if report.changed {
+            tracing::info!(digest = set.digest(), grants = set.grants().count(), "policies are in force");
+        }
+        metrics.policies(report.stale.is_empty(), set.grants().count());
+    }
+
+    fn compile(&self, sources: &BTreeMap<PathBuf, Vec<Kept>>) -> Compiled {
+        let all: Vec<Source> = sources
+            .values()
+            .flatten()
+            .map(|kept| Source { path: kept.path.clone(), text: kept.text.clone() })
+            .collect();
+        compile(&all, &self.issuers, &self.backends)
+    }
+
+    fn first_broken(
+        &self,
+        compiled: &Compiled,
+        sources: &BTreeMap<PathBuf, Vec<Kept>>,
+        report: &Report,
+    ) -> Option<PathBuf> {
+        let errors = || compiled.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
+        sources
+            .keys()
+            .find(|directory| {
+                errors().any(|diagnostic| within(diagnostic.path(), directory))
+                    && !report.stale.iter().any(|(stale, _)| stale == *directory)
+            })
+            .cloned()
+    }
+
+    fn last_good(&self, directory: &Path, seen: &BTreeMap<PathBuf, Vec<Kept>>) -> Vec<Kept> {
+        if let Some(kept) = seen.get(directory) {
+            return kept.clone();
+        }
+        let read = fs::read(self.kept_path(directory)).ok();
+        read.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+    }
+
+    fn keep(&self, directory: &Path, sources: &[Kept]) -> io::Result<()> {
+        fs::create_dir_all(&self.kept)?;
+        let path = self.kept_path(directory);
+        let text = serde_json::to_vec(sources)?;
+        if fs::read(&path).is_ok_and(|old| old == text) {
+            return Ok(());
+        }
+        let new = path.with_extension("new");
+        fs::write(&new, text)?;
+        fs::File::open(&new)?.sync_all()?;
+        fs::rename(new, path)
+    }
+
+    fn kept_path(&self, directory: &Path) -> PathBuf {
+        let name = Sha256::digest(directory.as_os_str().as_encoded_bytes());
+        self.kept.join(format!("{}.json", crate::exchange::hex(&name[..8])))
+    }
+}
+
+/// Reads and compiles directories as they are on disk, and keeps nothing.
+///
+/// # Errors
+/// When a directory cannot be read.
+pub fn check(directories: &[PathBuf], issuers: &[Issuer], backends: &Backends) -> io::Result<Compiled> {
+    let mut sources = Vec::new();
+    for directory in directories {
+        sources.extend(read_directory(directory)?.into_iter().map(|kept| Source { path: kept.path, text: kept.text }));
+    }
+    Ok(compile(&sources, issuers, backends))
+}
+
+/// Whether a source's path is in a directory.
+fn within(path: &str, directory: &Path) -> bool {
+    Path::new(path).starts_with(directory)
+}
+
+/// Reads a directory's policy files as one state of it: read again when it changed meanwhile, as it
+/// does when a checkout or a ConfigMap is swapped.
+fn read_directory(directory: &Path) -> io::Result<Vec<Kept>> {
+    for _ in 0..READ_ATTEMPTS {
+        let before = signature(directory)?;
+        let mut read = Vec::with_capacity(before.len());
+        for file in &before {
+            if file.bytes > MAX_FILE_BYTES {
+                return Err(io::Error::other(format!("{} is larger than {MAX_FILE_BYTES} bytes", file.path.display())));
+            }
+            // By its real path: a symbolic link that is swapped meanwhile must not mix two states.
+            match fs::read_to_string(&file.real) {
+                Ok(text) => read.push(Kept { path: file.path.display().to_string(), text }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", file.path.display()))),
+            }
+        }
+        if read.len() == before.len() && signature(directory)? == before {
+            return Ok(read);
+        }
+    }
+    Err(io::Error::other("it changes faster than it can be read"))
+}
+
+#[derive(PartialEq, Eq)]
+struct Stamp {
+    path: PathBuf,
+    real: PathBuf,
+    bytes: u64,
+    modified: std::time::SystemTime,
+}
+
+fn signature(directory: &Path) -> io::Result<Vec<Stamp>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let policy = (name.ends_with(".yaml") || name.ends_with(".yml")) && !name.starts_with('.');
+        if !policy || name.ends_with(".cases.yaml") {
+            continue;
+        }
+        let real = fs::canonicalize(&path)?;
+        let metadata = fs::metadata(&real)?;
+        if metadata.is_file() {
+            files.push(Stamp { path, real, bytes: metadata.len(), modified: metadata.modified()? });
+        }
+    }
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(files)
+}

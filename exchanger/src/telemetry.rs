@@ -1,0 +1,112 @@
+//! What the server tells of itself: metrics by name, logs in one shape. Neither can hold a secret:
+//! metrics are counts under fixed labels, and logs take only what has a voice.
+
+use crate::token::TokenError;
+use jobpass_protocol::GrantName;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByReason {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByGrant {
+    grant: String,
+    issued: &'static str,
+}
+
+/// The server's counters. Labels are grant names and fixed words, never what a caller chose.
+pub struct Metrics {
+    registry: Registry,
+    token_refused: Family<ByReason, Counter>,
+    exchanged: Family<ByGrant, Counter>,
+    denied: Counter,
+    seconds: Histogram,
+    policy_good: Gauge,
+    grants: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("jobpass");
+        let token_refused = Family::default();
+        let exchanged = Family::default();
+        let denied = Counter::default();
+        let seconds = Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
+        let policy_good = Gauge::default();
+        let grants = Gauge::default();
+        registry.register(
+            "tokens_refused",
+            "Subject tokens that were refused, by reason",
+            Family::clone(&token_refused),
+        );
+        registry.register(
+            "exchanges",
+            "Permitted exchanges, by grant and whether a credential came of it",
+            Family::clone(&exchanged),
+        );
+        registry.register("denials", "Exchanges that policy, or a spent token, denied", Counter::clone(&denied));
+        registry.register("request_seconds", "How long POST /token took", Histogram::clone(&seconds));
+        registry.register(
+            "policies_current",
+            "1 when every policy directory is loaded as it is on disk",
+            Gauge::clone(&policy_good),
+        );
+        registry.register("grants", "Grants that are loaded", Gauge::clone(&grants));
+        Self { registry, token_refused, exchanged, denied, seconds, policy_good, grants }
+    }
+}
+
+impl Metrics {
+    /// A subject token was refused before policy saw it.
+    pub fn token_refused(&self, error: &TokenError) {
+        self.token_refused.get_or_create(&ByReason { reason: error.code() }).inc();
+    }
+
+    /// An exchange was permitted.
+    pub fn exchanged(&self, grant: &GrantName, issued: bool) {
+        let issued = if issued { "true" } else { "false" };
+        self.exchanged.get_or_create(&ByGrant { grant: grant.to_string(), issued }).inc();
+    }
+
+    /// An exchange was denied.
+    pub fn denied(&self) {
+        self.denied.inc();
+    }
+
+    /// A request took this long.
+    pub fn took(&self, seconds: f64) {
+        self.seconds.observe(seconds);
+    }
+
+    /// Policies were looked at.
+    pub fn policies(&self, current: bool, grants: usize) {
+        self.policy_good.set(current.into());
+        self.grants.set(i64::try_from(grants).unwrap_or(i64::MAX));
+    }
+
+    /// Everything in OpenMetrics text.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut out = String::new();
+        // Writing to a String cannot fail.
+        let _ = encode(&mut out, &self.registry);
+        out
+    }
+}
+
+/// Where logs go: standard error, as text on a terminal and as JSON lines elsewhere.
+pub fn log_to_stderr(filter: Option<&str>) {
+    use std::io::IsTerminal as _;
+    use tracing_subscriber::{EnvFilter, fmt};
+    let filter = EnvFilter::new(filter.unwrap_or("info"));
+    let terminal = std::io::stderr().is_terminal();
+    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
+    // An error means that a subscriber is set already, as in tests.
+    let _ = if terminal { builder.try_init() } else { builder.json().flatten_event(true).try_init() };
+}

@@ -1,0 +1,132 @@
+//! Renewal, lost answers, and what a spent handle gives away.
+
+use jobpass_exchanger::demo::ledger::{Answer as Told, Fault, On};
+use jobpass_tests::world::{World, session};
+use std::time::Duration;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewal_rotates_the_handle_and_decides_again() {
+    let world = World::start().await;
+    let first = world.issue("ledger").await;
+    world.advance(Duration::from_secs(600));
+    let second = world.renew(&first.handle(), &[]).await.granted();
+    assert_ne!(first.handle(), second.handle());
+    assert!(world.key_works(&second.text_at("/credential/key")).await);
+    // The policy changes: the next renewal is denied.
+    let file = world.grants().join("ledger.yaml");
+    let stricter = std::fs::read_to_string(&file).expect("read").replace("772002", "772003");
+    std::fs::write(&file, stricter).expect("write");
+    world.app().policies.reload();
+    world.renew(&second.handle(), &[]).await.refused(400, "invalid_target");
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spent_handle_revokes_the_family() {
+    let world = World::start().await;
+    let first = world.issue("ledger").await;
+    let second = world.renew(&first.handle(), &[("request_id", "r1")]).await.granted();
+    assert_eq!(world.ledger.keys().len(), 2);
+    world.renew(&first.handle(), &[("request_id", "other")]).await.refused(400, "invalid_grant");
+    world.until_keys(0).await;
+    world.renew(&second.handle(), &[]).await.refused(400, "invalid_grant");
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spent_handle_is_honoured_once_more_for_the_same_request() {
+    let world = World::start().await;
+    let first = world.issue("ledger").await;
+    let lost = world.renew(&first.handle(), &[("request_id", "r1")]).await.granted();
+    let again = world.renew(&first.handle(), &[("request_id", "r1")]).await.granted();
+    assert!(world.key_works(&again.text_at("/credential/key")).await);
+    let gone = lost.text_at("/credential/key");
+    world.until("the lost one is gone", || async { !world.key_works(&gone).await }).await;
+    world.renew(&first.handle(), &[("request_id", "r1")]).await.refused(400, "invalid_grant");
+    world.until_keys(0).await;
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_family_outlives_its_max_lifetime() {
+    let world = World::start().await;
+    let mut handle = world.issue("ledger").await.handle();
+    for _ in 0..5 {
+        world.advance(Duration::from_secs(600));
+        handle = world.renew(&handle, &[]).await.granted().handle();
+    }
+    world.advance(Duration::from_secs(540));
+    let last = world.renew(&handle, &[]).await.granted();
+    assert_eq!(last.body["expires_in"], 60, "an hour in all");
+    world.advance(Duration::from_secs(61));
+    world.renew(&last.handle(), &[]).await.refused(400, "invalid_grant");
+    world.until_keys(0).await;
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_is_asked_for_again() {
+    let world = World::start().await;
+    let (token, mine) = (world.token(), session());
+    let more = [("session", mine.as_str()), ("request_id", "first")];
+    let lost = world.exchange(&token, "ledger", &more).await.granted();
+    let again = world.exchange(&token, "ledger", &more).await.granted();
+    assert!(world.key_works(&again.text_at("/credential/key")).await);
+    let gone = lost.text_at("/credential/key");
+    world.until("the first one is gone", || async { !world.key_works(&gone).await }).await;
+    assert_eq!(world.state_of(&lost.text_at("/lease_id")).await["how"], "superseded");
+    for _ in 0..2 {
+        world.exchange(&token, "ledger", &more).await.granted();
+    }
+    world.exchange(&token, "ledger", &more).await.refused(400, "invalid_target");
+    world.until_keys(1).await;
+    // Another session with the same id is a thief, and one that comes too late is not believed.
+    world.exchange(&token, "ledger", &[("session", &session()), ("request_id", "first")]).await.refused(400, "invalid_target");
+    let more = [("session", mine.as_str()), ("request_id", "second")];
+    world.exchange(&token, "ledger", &more).await.granted();
+    world.advance(Duration::from_secs(121));
+    world.exchange(&token, "ledger", &more).await.refused(400, "invalid_target");
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_lost_in_flight_leaves_nothing_behind() {
+    let world = World::start().await;
+    let (token, mine) = (world.token(), session());
+    let more = [("session", mine.as_str()), ("request_id", "first")];
+    world.ledger.misbehave(vec![Fault { late_ms: 700, ..Fault::on(On::Create) }]);
+    let first = world.exchange(&token, "ledger", &more);
+    let second = async {
+        world.until("the first lease is pending", || async { world.leases().await.len() == 1 }).await;
+        world.exchange(&token, "ledger", &more).await
+    };
+    let (first, second) = tokio::join!(first, second);
+    assert_ne!(first.status, 200, "whoever lost the race gets nothing: {}", first.text);
+    let second = second.granted();
+    world.until_keys(1).await;
+    assert!(world.key_works(&second.text_at("/credential/key")).await);
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_outcome_is_looked_for_until_it_is_certain() {
+    for (what, fault) in [
+        ("the connection is cut after the act", Fault { answer: Told::Cut, ..Fault::on(On::Create) }),
+        ("the answer is garbage", Fault { answer: Told::Garbage, ..Fault::on(On::Create) }),
+        ("the act happens twice", Fault { acts: 2, answer: Told::Cut, ..Fault::on(On::Create) }),
+        ("the request is lost", Fault { acts: 0, answer: Told::Cut, ..Fault::on(On::Create) }),
+    ] {
+        let world = World::start().await;
+        world.ledger.misbehave(vec![fault]);
+        let answer = world.exchange(&world.token(), "ledger", &[("session", &session())]).await;
+        assert_eq!(answer.status, 502, "{what}: {}", answer.text);
+        // Nothing ends before it is certain: the worst case is the credential's whole life.
+        world.advance(Duration::from_secs(120));
+        world.until_keys(0).await;
+        let state = serde_json::to_value(&world.leases().await[0].state).expect("JSON");
+        assert_eq!(state["state"], "revoking", "{what}: {state}");
+        world.advance(Duration::from_secs(3600));
+        world.until(what, || async { world.leases().await[0].state.name() == "ended" }).await;
+        world.close().await;
+    }
+}
