@@ -5,6 +5,7 @@
 //! is asked only with a [`PendingLease`], which only the store can make, and only after its
 //! transaction is durable.
 
+pub mod aws_sts;
 pub mod registry;
 pub mod signed_jwt;
 mod spec;

@@ -1,6 +1,6 @@
 //! Every type of backend, on one page. To add one: a file beside this one, and a line in each list here.
 
-use super::{Backend, Backends, signed_jwt};
+use super::{Backend, Backends, aws_sts, signed_jwt};
 use crate::{
     clock::Clock,
     config::{Env, SecretRef},
@@ -19,6 +19,8 @@ use std::{
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BackendFile {
+    /// AWS sessions.
+    AwsSts(aws_sts::File),
     /// Tokens of our own issuer.
     SignedJwt(signed_jwt::File),
 }
@@ -27,6 +29,7 @@ impl BackendFile {
     /// The audience of the tokens that the backend itself presents to a cloud. No job may get a token for it.
     fn presents(&self) -> Option<&str> {
         match self {
+            Self::AwsSts(file) => file.presents(),
             Self::SignedJwt(_) => None,
         }
     }
@@ -91,6 +94,7 @@ pub fn build_all(files: &BTreeMap<BackendName, BackendFile>, context: &BuildCont
 
 fn build(file: BackendFile, context: &BuildContext, presented: &[&str]) -> Result<Backend, String> {
     Ok(match file {
+        BackendFile::AwsSts(file) => Backend::Remote(Arc::new(aws_sts::AwsSts::build(file, context)?)),
         BackendFile::SignedJwt(file) => {
             Backend::Local(Arc::new(signed_jwt::SignedJwt::build(file, context, presented)?))
         }
