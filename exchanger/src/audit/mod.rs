@@ -2,6 +2,9 @@
 
 pub mod chain;
 mod entry;
+pub mod head;
+pub mod verify;
 
 pub use chain::{Line, Link};
 pub use entry::{Entry, Event};
+pub use head::{Head, Sign};
