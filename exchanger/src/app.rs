@@ -1,7 +1,7 @@
 //! Puts the parts together, starts them, and stops them in order.
 
 use crate::{
-    audit::{Entry, Event},
+    audit::{self, Entry, Event, Sign},
     backends::{Backends, registry},
     clock::{Clock, SystemClock, Timestamp},
     config::Config,
@@ -224,6 +224,8 @@ pub struct Running {
     admin: http::admin::Socket,
     stop: watch::Sender<bool>,
     background: Vec<JoinHandle<()>>,
+    stop_streams: watch::Sender<bool>,
+    streams: Vec<JoinHandle<()>>,
     drain: Duration,
 }
 
@@ -267,6 +269,11 @@ pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, Sta
     ];
 
     let io = |what: String| move |source| StartError::Io { what, source };
+    let (stop_streams, streams_stopped) = watch::channel(false);
+    let signer: Arc<dyn Sign> = Arc::clone(&app.keys) as Arc<dyn Sign>;
+    let streams = audit::stream(&config.audit, &app.store, &signer, &app.clock, &streams_stopped)
+        .map_err(io("audit".to_owned()))?;
+
     let public = Served::start(config.listen, config.certificate.clone(), http::public(Arc::clone(&app)))
         .await
         .map_err(io(format!("listen: {}", config.listen)))?;
@@ -295,6 +302,8 @@ pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, Sta
         admin,
         stop,
         background,
+        stop_streams,
+        streams,
         drain: config.drain,
     })
 }
@@ -315,14 +324,21 @@ impl Running {
         self.app.record(entry, None).await;
         // Nobody listens any more only when every receiver is gone already.
         let _ = self.stop.send(true);
-        for task in self.background {
-            if let Err(error) = task.await {
-                tracing::warn!(%error, "a background task was lost");
-            }
-        }
+        join(self.background).await;
+        // Last, so that they stream what the others wrote at their end.
+        let _ = self.stop_streams.send(true);
+        join(self.streams).await;
         self.app.store.close().await;
         if let Some(monitoring) = self.monitoring {
             monitoring.stop(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+async fn join(tasks: Vec<JoinHandle<()>>) {
+    for task in tasks {
+        if let Err(error) = task.await {
+            tracing::warn!(%error, "a background task was lost");
         }
     }
 }

@@ -5,6 +5,7 @@
 use crate::{
     admin::{Admin, lease_table},
     app,
+    audit::verify,
     clock::SystemClock,
     config::{Config, Env},
     demo,
@@ -55,6 +56,9 @@ enum Command {
     /// List and rotate the keys that jobpass signs with.
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Check the audit log.
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Print the JSON Schema of the config file.
     Schema,
     /// Print a completion script for a shell.
@@ -64,6 +68,21 @@ enum Command {
     },
     /// Print the version.
     Version,
+}
+
+#[derive(Subcommand)]
+enum AuditCommand {
+    /// Find edits, reorderings and deletions in a streamed audit log, offline.
+    Verify {
+        /// The log: JSON lines, rotated files joined in order.
+        file: PathBuf,
+        /// Signed heads that were kept elsewhere: with them a cut tail or a log written anew shows too.
+        #[arg(long, value_name = "FILE")]
+        head: Option<PathBuf>,
+        /// The server's key set (/.well-known/jwks.json), to check the heads' signatures.
+        #[arg(long, value_name = "FILE")]
+        jwks: Option<PathBuf>,
+    },
 }
 
 #[derive(Args)]
@@ -265,6 +284,9 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Keys(KeysCommand::Rotate { at_once, reach }) => {
             let rotation = if at_once { Rotation::AtOnce } else { Rotation::Overlapping };
             print_json(&reach.admin()?.rotate(rotation).await?)
+        }
+        Command::Audit(AuditCommand::Verify { file, head, jwks }) => {
+            print(&verify::command(&file, head.as_deref(), jwks.as_deref())?)
         }
         Command::Schema => print_json(&schemars::schema_for!(crate::config::file::File)),
         Command::Completions { shell } => {

@@ -3,8 +3,10 @@
 pub mod chain;
 mod entry;
 pub mod head;
+pub mod sink;
 pub mod verify;
 
 pub use chain::{Line, Link};
 pub use entry::{Entry, Event};
 pub use head::{Head, Sign};
+pub use sink::{StreamSettings, stream};

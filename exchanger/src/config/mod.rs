@@ -7,7 +7,7 @@ mod resolve;
 pub mod secret_ref;
 
 pub use env::Env;
-pub use resolve::{AuditStreams, Config};
+pub use resolve::Config;
 pub use secret_ref::{SecretError, SecretRef};
 
 use serde_saphyr::Location;

@@ -2,6 +2,7 @@
 
 use super::{ConfigError, Env, Problem, Problems, file};
 use crate::{
+    audit::StreamSettings,
     backends::registry::{BackendFile, BuildContext},
     clock::Clock,
     http::server::Certificate,
@@ -44,7 +45,7 @@ pub struct Config {
     /// Policy directories.
     pub policies: Vec<PathBuf>,
     /// Where the audit log is streamed to.
-    pub audit: AuditStreams,
+    pub audit: StreamSettings,
     /// The store's numbers.
     pub store: SqliteOptions,
     /// The signing keys' numbers.
@@ -93,17 +94,6 @@ impl Config {
     }
 }
 
-/// Where the audit log is streamed to.
-#[derive(Clone, Debug, Default)]
-pub struct AuditStreams {
-    /// A file of JSON lines.
-    pub file: Option<PathBuf>,
-    /// Standard output.
-    pub stdout: bool,
-    /// A file of signed heads.
-    pub head_file: Option<PathBuf>,
-}
-
 struct Reader<'a> {
     path: &'a str,
     text: &'a str,
@@ -141,7 +131,7 @@ impl Reader<'_> {
             issuers,
             backends: file.backends,
             policies,
-            audit: AuditStreams {
+            audit: StreamSettings {
                 file: file.audit.file.map(|path| self.join(&path)),
                 stdout: file.audit.stdout,
                 head_file: file.audit.head_file.map(|path| self.join(&path)),

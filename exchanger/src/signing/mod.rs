@@ -12,7 +12,10 @@ mod key;
 pub use disk::KeysError;
 pub use key::{Algorithm, KeyType, SigningKey, Unusable};
 
-use crate::clock::{Clock, Timestamp};
+use crate::{
+    audit::Sign,
+    clock::{Clock, Timestamp},
+};
 use arc_swap::ArcSwap;
 use jobpass_protocol::{CompactJwt, LeaseId, Secret};
 use serde::{Deserialize, Serialize};
@@ -113,6 +116,17 @@ pub struct Keys {
 impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Keys").field("dir", &self.dir).field("published", &self.published()).finish_non_exhaustive()
+    }
+}
+
+/// Vouches for the audit log with the key that tokens are signed with where nothing else is said.
+impl Sign for Keys {
+    fn sign(&self, message: &[u8]) -> Result<(String, Vec<u8>), String> {
+        let held = self.held.load();
+        let algorithm = self.settings.types.first().ok_or("no signing keys are configured")?.algorithm();
+        let active = active(&held, algorithm, self.clock.now()).ok_or("no signing key is active")?;
+        let signature = active.key.sign(message).map_err(|error| error.to_string())?;
+        Ok((active.key.id().to_owned(), signature))
     }
 }
 

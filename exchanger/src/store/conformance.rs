@@ -228,6 +228,12 @@ async fn reads_back(w: &mut World) {
         assert!(matches!(w.store.held(written.id(), w.hash()).await, Ok(Held::Unknown)));
     }
     assert_eq!(w.audited("permitted").await, 3);
+    for (after, limit, expected) in
+        [(0, 2, vec![1, 2]), (1, 9, vec![2, 3]), (2, 1, vec![3]), (3, 9, vec![]), (4, 9, vec![])]
+    {
+        let lines = w.store.audit(after, limit).await.expect("reads");
+        assert_eq!(lines.iter().map(|line| line.link.seq).collect::<Vec<_>>(), expected, "after {after}");
+    }
 }
 
 async fn one_holder(w: &mut World) {
@@ -577,7 +583,7 @@ async fn pruning(w: &mut World) {
     w.store.set_streamed("file".into(), head).await.expect("writes");
     assert_eq!(w.store.streamed("file".into()).await.expect("reads"), Some(head));
     assert_eq!(w.store.streamed("other".into()).await.expect("reads"), None);
-    assert_eq!(w.store.prune(w.now()).await.expect("prunes"), entries - 1, "all that was streamed, but for the last");
+    assert_eq!(w.store.prune(w.now()).await.expect("prunes"), entries - 1, "all that was streamed but the last");
     w.reopen().await;
     let last = w.store.audit(0, 10).await.expect("reads");
     w.store.record(Entry::new(w.now(), Event::Server), None).await.expect("records");

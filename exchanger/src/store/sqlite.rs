@@ -299,6 +299,7 @@ impl Store for SqliteStore {
                 let link = Link { seq: row.get(0)?, hash: row.get(1)? };
                 let before = if link.seq == 1 { Some(Link::START.hash) } else { prev };
                 if let Some(prev) = before
+                    && link.seq > after
                     && lines.len() < limit
                 {
                     lines.push(Line { link, prev, entry: row.get(2)? });

@@ -217,9 +217,9 @@ pub(super) fn prune(
     }
 
     if let Some(before) = audited_before {
-        // The last entry stays: the chain goes on from it. So does what a stream has not written yet.
+        // The last entry stays: the chain goes on from it. So do a stream's last entry and all after it.
         let sql = "DELETE FROM audit WHERE seq IN (SELECT seq FROM audit WHERE seq < (SELECT max(seq) FROM audit) \
-             AND seq <= (SELECT min(value) FROM progress WHERE name LIKE 'stream:%') ORDER BY seq LIMIT ?2) AND at < ?1";
+             AND seq < (SELECT min(value) FROM progress WHERE name LIKE 'stream:%') ORDER BY seq LIMIT ?2) AND at < ?1";
         count += tx.conn.prepare_cached(sql)?.execute(params![before.millis(), PRUNE_STEP])?;
     }
     Ok(count)
