@@ -1,7 +1,8 @@
 //! What this program says to people: standard error only, one line start at a time, never a secret.
 //! Standard output belongs to data.
 
-use std::io::Write as _;
+use crate::env::Env;
+use std::io::{IsTerminal as _, Write as _, stderr};
 
 /// How messages look where this program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +14,12 @@ pub(crate) enum Talk {
 }
 
 impl Talk {
+    /// GitHub's way where its runner listens. On a terminal nobody takes commands out of the output, so what they
+    /// say would only be seen.
+    pub(crate) fn of(env: &Env) -> Self {
+        if env.is_true("GITHUB_ACTIONS") && !stderr().is_terminal() { Self::GitHub } else { Self::Plain }
+    }
+
     /// Says what was done.
     pub(crate) fn say(self, message: &str) {
         write_line(&format!("jobpass: {}", printable(message)));
@@ -39,7 +46,7 @@ impl Talk {
 
 /// Writes whole lines to standard error. A reader that went away is no reason to fail.
 pub(crate) fn write_line(text: &str) {
-    let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+    let _ = stderr().lock().write_all(format!("{text}\n").as_bytes());
 }
 
 /// The data of a GitHub workflow command: `%`, CR and LF are escaped (actions/toolkit `escapeData`).

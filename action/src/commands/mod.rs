@@ -104,7 +104,7 @@ pub(crate) fn usage_exit_code() -> u8 {
 
 /// Runs a command; every failure has been told when this returns.
 pub(crate) fn run(cli: Cli, env: Env) -> u8 {
-    let talk = if env.is_true("GITHUB_ACTIONS") { Talk::GitHub } else { Talk::Plain };
+    let talk = Talk::of(&env);
     let own_failure = if matches!(cli.command, Command::Exec(_)) { EXIT_OWN_FAILURE } else { EXIT_FAILURE };
     dispatch(cli, env, talk).unwrap_or_else(|error| {
         talk.fail(&format!("{error:#}"));

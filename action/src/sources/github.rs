@@ -8,6 +8,7 @@ use crate::{
     env::Env,
     mask::Masking,
     outbound::{Answer, Endpoint, Outbound, OutboundError, Peer},
+    talk::Talk,
 };
 use jobpass_protocol::Secret;
 use std::{path::PathBuf, thread, time::Duration};
@@ -46,7 +47,7 @@ impl Source for GitHub {
     }
 
     fn masking(&self) -> Masking {
-        if self.0.is_true("GITHUB_ACTIONS") { Masking::GitHub } else { Masking::None }
+        if Talk::of(&self.0) == Talk::GitHub { Masking::GitHub } else { Masking::None }
     }
 
     fn workspace(&self) -> Option<PathBuf> {
