@@ -280,6 +280,8 @@ fn why(denial: &Denial) -> String {
     match &denial.kind {
         DenialKind::NoRule => denial.trace.rules.iter().map(|rule| rule.summary()).collect::<Vec<_>>().join("\n"),
         DenialKind::UnknownGrant => "no grant has that name".to_owned(),
+        DenialKind::Guard { name } => format!("a guard denies: {name}"),
+        DenialKind::Shadow { rule } => format!("rule {rule} would permit it, but it is in mode: shadow"),
         DenialKind::Frozen { reason } => format!("frozen: {reason}"),
         DenialKind::Scope { beyond } => format!("the grant has no scope {}", beyond.join(", ")),
     }

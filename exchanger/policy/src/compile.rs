@@ -5,8 +5,10 @@
 
 use crate::{
     cases::Case,
-    document::{self, At, GrantFile, RuleFile, Tree, Wanted, place, range, scalar},
-    grant::{Check, Grant, PolicySet, Rule},
+    condition::Condition,
+    document::{self, AllowFile, At, GrantFile, RuleFile, Tree, Wanted, place, range, scalar},
+    grant::{Allow, Check, Grant, PolicySet, Rule},
+    guards::{Guards, Scope},
     issuer::{Claim, Issuer, Profile},
     pattern::{Glob, Matcher, Pattern, WholeRegex},
     problem::Problem,
@@ -110,6 +112,9 @@ pub struct Compiled {
     pub set: PolicySet,
     /// Everything that is to be said, in the order of the files.
     pub diagnostics: Vec<Diagnostic>,
+    /// Whether the guards or a scope have an error. Then there is no grant in the set: keep the old
+    /// one, without the grants whose files are gone.
+    pub guards_are_broken: bool,
 }
 
 impl Compiled {
@@ -120,14 +125,17 @@ impl Compiled {
     }
 }
 
-/// Compiles policy files.
+/// Compiles policy files. `guards.yaml` binds every grant, a `scope.yaml` those in its directory;
+/// every other file is a grant. Files named `*.cases.yaml` are left to [`crate::cases`].
 #[must_use]
 pub fn compile(sources: &[Source], issuers: &[Issuer], specs: &dyn SpecCompiler) -> Compiled {
     let issuers: HashMap<&str, &Issuer> = issuers.iter().map(|issuer| (issuer.name.as_str(), issuer)).collect();
     let mut diagnostics = Vec::new();
+    let mut all = Policies { guards: Guards::default(), scopes: Vec::new() };
+    let guards_are_broken = !all.read(sources, &issuers, &mut diagnostics);
     let mut grants: HashMap<GrantName, Arc<Grant>> = HashMap::new();
     let mut twice: Vec<GrantName> = Vec::new();
-    for source in sources {
+    for source in sources.iter().filter(|source| Role::of(&source.path) == Role::Grant) {
         let file = Text::from(source);
         let document: GrantFile = match document::parse(&file) {
             Ok(document) => document,
@@ -136,12 +144,11 @@ pub fn compile(sources: &[Source], issuers: &[Issuer], specs: &dyn SpecCompiler)
                 continue;
             }
         };
-        let at = place(&file, &document.grant);
-        let mut compiler = GrantCompiler { file: &file, issuers: &issuers, found: Vec::new() };
-        if let Some(grant) = compiler.grant(document, specs) {
+        let mut compiler = FileCompiler { file: &file, issuers: &issuers, found: Vec::new() };
+        if let Some(grant) = compiler.grant(document, specs, &all) {
             if let Some(other) = grants.get(&grant.name) {
                 let (name, other) = (grant.name.to_string(), other.path().to_owned());
-                compiler.report(at, Problem::DuplicateGrant { name, other });
+                compiler.report(grant.at.clone(), Problem::DuplicateGrant { name, other });
                 twice.push(grant.name);
             } else {
                 grants.insert(grant.name.clone(), Arc::new(grant));
@@ -153,7 +160,63 @@ pub fn compile(sources: &[Source], issuers: &[Issuer], specs: &dyn SpecCompiler)
     for name in twice {
         grants.remove(&name);
     }
-    Compiled { set: PolicySet::new(grants, digest(sources)), diagnostics }
+    // What a broken guard would have forbidden cannot be known either.
+    if guards_are_broken {
+        grants.clear();
+    }
+    let set = PolicySet::new(grants, all.guards, digest(sources));
+    Compiled { set, diagnostics, guards_are_broken }
+}
+
+/// What kind of file a path names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Grant,
+    Guards,
+    Scope,
+    Cases,
+}
+
+impl Role {
+    pub(crate) fn of(path: &str) -> Self {
+        match path.rsplit('/').next().unwrap_or(path) {
+            "guards.yaml" | "guards.yml" => Self::Guards,
+            "scope.yaml" | "scope.yml" => Self::Scope,
+            name if name.ends_with(".cases.yaml") || name.ends_with(".cases.yml") => Self::Cases,
+            _ => Self::Grant,
+        }
+    }
+}
+
+/// What binds the grants of a set.
+struct Policies {
+    guards: Guards,
+    scopes: Vec<Scope>,
+}
+
+impl Policies {
+    /// Reads guards and scopes; whether all of them are whole.
+    fn read(&mut self, sources: &[Source], issuers: &HashMap<&str, &Issuer>, found: &mut Vec<Diagnostic>) -> bool {
+        let before = found.len();
+        let mut guards_path: Option<&str> = None;
+        for source in sources {
+            let file = Text::from(source);
+            let mut compiler = FileCompiler { file: &file, issuers, found: Vec::new() };
+            let read = match Role::of(&source.path) {
+                Role::Guards => document::parse(&file).map(|document| {
+                    self.guards = compiler.guards(document);
+                    if let Some(other) = guards_path.replace(&source.path) {
+                        compiler.report(None, Problem::SecondGuards(other.to_owned()));
+                    }
+                }),
+                Role::Scope => document::parse(&file).map(|document| self.scopes.push(compiler.scope(document))),
+                Role::Grant | Role::Cases => Ok(()),
+            };
+            found.append(&mut compiler.found);
+            found.extend(read.err());
+        }
+        found.len() == before
+    }
 }
 
 fn digest(sources: &[Source]) -> String {
@@ -171,32 +234,32 @@ fn digest(sources: &[Source]) -> String {
 }
 
 /// Compiles one file, collecting everything that is wrong with it.
-struct GrantCompiler<'a> {
-    file: &'a Text,
+pub(crate) struct FileCompiler<'a> {
+    pub(crate) file: &'a Text,
     issuers: &'a HashMap<&'a str, &'a Issuer>,
-    found: Vec<Diagnostic>,
+    pub(crate) found: Vec<Diagnostic>,
 }
 
-impl GrantCompiler<'_> {
-    fn report(&mut self, at: Option<Range<usize>>, problem: Problem) {
+impl<'a> FileCompiler<'a> {
+    pub(crate) fn report(&mut self, at: Option<Range<usize>>, problem: Problem) {
         let diagnostic = Diagnostic::new(self.file, at, problem.code(), problem.to_string());
         self.found.push(diagnostic.with_help(problem.help()));
     }
 
-    fn report_at<T>(&mut self, value: &At<T>, problem: Problem) {
+    pub(crate) fn report_at<T>(&mut self, value: &At<T>, problem: Problem) {
         self.report(place(self.file, value), problem);
     }
 
     /// Keeps a value, or reports why there is none.
-    fn ok<T, U>(&mut self, at: &At<U>, result: Result<T, Problem>) -> Option<T> {
+    pub(crate) fn ok<T, U>(&mut self, at: &At<U>, result: Result<T, Problem>) -> Option<T> {
         result.map_err(|problem| self.report_at(at, problem)).ok()
     }
 
-    fn name<T>(&mut self, text: &At<String>, parse: fn(&str) -> Result<T, NameError>) -> Option<T> {
+    pub(crate) fn name<T>(&mut self, text: &At<String>, parse: fn(&str) -> Result<T, NameError>) -> Option<T> {
         self.ok(text, parse(&text.value).map_err(Problem::Name))
     }
 
-    fn grant(&mut self, document: GrantFile, specs: &dyn SpecCompiler) -> Option<Grant> {
+    fn grant(&mut self, document: GrantFile, specs: &dyn SpecCompiler, all: &Policies) -> Option<Grant> {
         let name = self.name(&document.grant, GrantName::parse);
         let backend = self.name(&document.backend, BackendName::parse);
         if document.owner.value.trim().is_empty() {
@@ -217,6 +280,7 @@ impl GrantCompiler<'_> {
         }
         let scopes = self.scopes(&document.scopes);
         let rules = self.rules(&document.rules);
+        let allow = self.allow(&document.allow);
         if !self.found.is_empty() {
             return None;
         }
@@ -231,7 +295,7 @@ impl GrantCompiler<'_> {
                 return None;
             }
         };
-        Some(Grant {
+        let grant = Grant {
             name,
             owner: document.owner.value,
             description: document.description.map(|text| text.value),
@@ -243,9 +307,57 @@ impl GrantCompiler<'_> {
             disclose: document.disclose.map(|disclose| disclose.value).unwrap_or_default(),
             rules,
             spec,
+            mode: document.mode.map(|mode| mode.value).unwrap_or_default(),
+            allow,
             cases: document.tests.into_iter().map(|case| Case::new(self.file, case)).collect(),
             file: self.file.clone(),
-        })
+            at: place(self.file, &document.grant),
+        };
+        for problem in all.guards.against(&grant) {
+            self.report_at(&document.grant, problem);
+        }
+        for scope in all.scopes.iter().filter(|scope| scope.covers(&self.file.path)) {
+            for problem in scope.against(&grant, document.credential.as_ref()) {
+                self.report_at(&document.grant, problem);
+            }
+        }
+        self.found.is_empty().then_some(grant)
+    }
+
+    fn allow(&mut self, written: &[At<AllowFile>]) -> Vec<Allow> {
+        for allow in written.iter().filter(|allow| allow.value.reason.value.trim().is_empty()) {
+            self.report_at(&allow.value.reason, Problem::AllowReason(allow.value.lint.value.clone()));
+        }
+        written.iter().map(|allow| Allow { lint: allow.value.lint.clone() }).collect()
+    }
+
+    pub(crate) fn condition(&mut self, profile: &Arc<Profile>, when: Option<&At<String>>) -> Option<Condition> {
+        let when = when?;
+        match Condition::compile(when.value.trim(), profile) {
+            Ok(condition) => Some(condition),
+            Err((error, offset)) => {
+                // The place inside the text, where the file has it as it is; else the whole of it.
+                let whole = range(when.referenced);
+                let text = whole.clone().and_then(|whole| self.file.text.get(whole)).unwrap_or_default();
+                let inside = text.find(when.value.trim()).zip(offset.filter(|_| text.is_ascii())).zip(whole);
+                let at = inside.map(|((start, offset), whole)| whole.start + start + offset);
+                let at = at.filter(|at| *at < self.file.text.len()).map(|at| at..at + 1);
+                self.report(at.or_else(|| place(self.file, when)), Problem::Condition(error));
+                None
+            }
+        }
+    }
+
+    pub(crate) fn issuer(&mut self, written: &At<String>) -> Option<&'a Issuer> {
+        if let Some(issuer) = self.issuers.get(written.value.as_str()) {
+            return Some(issuer);
+        }
+        let mut known: Vec<_> = self.issuers.keys().map(|name| (*name).to_owned()).collect();
+        known.sort();
+        let name = written.value.clone();
+        let nearest = did_you_mean(&name, known.iter().map(String::as_str)).map(str::to_owned);
+        self.report_at(written, Problem::UnknownIssuer { name, nearest, known });
+        None
     }
 
     fn scopes(&mut self, written: &[At<String>]) -> Vec<String> {
@@ -287,19 +399,14 @@ impl GrantCompiler<'_> {
 
     fn rule(&mut self, written: &RuleFile) -> Option<Rule> {
         let name = self.name(&written.name, RuleName::parse);
-        let Some(issuer) = self.issuers.get(written.issuer.value.as_str()).copied() else {
-            let mut known: Vec<_> = self.issuers.keys().map(|name| (*name).to_owned()).collect();
-            known.sort();
-            let wanted = written.issuer.value.clone();
-            let nearest = did_you_mean(&wanted, known.iter().map(String::as_str)).map(str::to_owned);
-            self.report_at(&written.issuer, Problem::UnknownIssuer { name: wanted, nearest, known });
-            return None;
-        };
+        let issuer = self.issuer(&written.issuer)?;
         let before = self.found.len();
         let mut checks = Vec::new();
         for (claim, wanted) in &written.matches.0 {
             checks.extend(self.check(&issuer.profile, claim, wanted));
         }
+        let condition = self.condition(&issuer.profile, written.when.as_ref());
+        let allow = self.allow(&written.allow);
         if self.found.len() > before {
             return None;
         }
@@ -313,6 +420,9 @@ impl GrantCompiler<'_> {
             profile: Arc::clone(&issuer.profile),
             callers_are_ours: !issuer.shared || !issuer.tenants.is_empty(),
             checks,
+            condition,
+            mode: written.mode.as_ref().map(|mode| mode.value).unwrap_or_default(),
+            allow,
         };
         let tenant = issuer.profile.tenant_claim();
         if !rule.callers_are_ours && !tenant.is_some_and(|tenant| rule.pins(tenant)) {
@@ -323,7 +433,7 @@ impl GrantCompiler<'_> {
         Some(rule)
     }
 
-    fn check(&mut self, profile: &Profile, name: &At<String>, wanted: &At<Wanted>) -> Option<Check> {
+    pub(crate) fn check(&mut self, profile: &Profile, name: &At<String>, wanted: &At<Wanted>) -> Option<Check> {
         let (Some(claim), Some(slot)) = (profile.claim(&name.value), profile.slot(&name.value)) else {
             self.report_at(name, unknown_claim(profile, &name.value));
             return None;
@@ -332,7 +442,7 @@ impl GrantCompiler<'_> {
         Some(Check { claim: name.value.as_str().into(), slot, matcher })
     }
 
-    fn matcher(&mut self, claim: &Claim, name: &At<String>, wanted: &At<Wanted>) -> Option<Matcher> {
+    pub(crate) fn matcher(&mut self, claim: &Claim, name: &At<String>, wanted: &At<Wanted>) -> Option<Matcher> {
         let (mut values, mut patterns) = (Vec::new(), Vec::new());
         match &wanted.value {
             Wanted::Any(items) if items.is_empty() => {

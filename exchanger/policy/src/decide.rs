@@ -4,9 +4,11 @@
 //! answers. A [`Permit`] can be made nowhere else. Whatever cannot be evaluated denies.
 
 use crate::{
-    claims::{Claims, Held, Value},
-    document::Disclose,
+    claims::{Claims, Held},
+    condition::ConditionTrace,
+    document::{Disclose, Mode},
     grant::{Check, Grant, PolicySet, Rule},
+    guards::{Guards, is_overdue},
 };
 use jobpass_protocol::{GrantName, IssuerName, RuleName};
 use serde::{Serialize, Serializer, ser::SerializeStruct};
@@ -147,6 +149,16 @@ pub enum DenialKind {
     },
     /// No rule of the grant matches.
     NoRule,
+    /// A guard denies.
+    Guard {
+        /// The guard's name, or what it is about.
+        name: String,
+    },
+    /// It would be permitted, were the grant or the rule not in `mode: shadow`.
+    Shadow {
+        /// The rule.
+        rule: RuleName,
+    },
     /// A rule matches, but the grant does not have these scopes.
     Scope {
         /// Those asked for that it does not have.
@@ -167,7 +179,13 @@ impl Denial {
                 let told = |rule: &&RuleTrace| self.disclose == Disclose::Full || self.own.contains(&rule.rule);
                 self.trace.rules.iter().filter(told).map(RuleTrace::summary).collect()
             }
-            DenialKind::Frozen { .. } | DenialKind::NoRule => Vec::new(),
+            DenialKind::Guard { name } if self.discloses() => vec![format!("a guard denies: {name}")],
+            DenialKind::Shadow { rule } if self.discloses() => {
+                vec![format!("rule {rule} would permit it, but it is only tried out (mode: shadow)")]
+            }
+            DenialKind::Frozen { .. } | DenialKind::NoRule | DenialKind::Guard { .. } | DenialKind::Shadow { .. } => {
+                Vec::new()
+            }
         }
     }
 
@@ -200,13 +218,17 @@ pub struct RuleTrace {
     pub issuer_matches: bool,
     /// Line by line.
     pub checks: Vec<CheckTrace>,
+    /// The condition, if it has one.
+    pub condition: Option<ConditionTrace>,
 }
 
 impl RuleTrace {
     /// Whether the rule matches.
     #[must_use]
     pub fn matches(&self) -> bool {
-        self.issuer_matches && self.checks.iter().all(|check| check.matches)
+        self.issuer_matches
+            && self.checks.iter().all(|check| check.matches)
+            && self.condition.as_ref().is_none_or(|condition| condition.holds)
     }
 
     /// The lines that fail.
@@ -220,7 +242,8 @@ impl RuleTrace {
         if !self.issuer_matches {
             return format!("rule {}: is for tokens of {}", self.rule, self.issuer);
         }
-        let failed: Vec<_> = self.failed().map(CheckTrace::summary).collect();
+        let condition = self.condition.iter().filter(|condition| !condition.holds).map(ConditionTrace::summary);
+        let failed: Vec<_> = self.failed().map(CheckTrace::summary).chain(condition).collect();
         match failed.is_empty() {
             true => format!("rule {}: matches", self.rule),
             false => format!("rule {}: {}", self.rule, failed.join("; ")),
@@ -274,7 +297,7 @@ pub fn decide(policies: &PolicySet, request: &Request<'_>) -> Decision {
         let (disclose, own) = (Disclose::None, BTreeSet::new());
         return Decision::Denial(Denial { kind: DenialKind::UnknownGrant, trace, disclose, own });
     };
-    match permit(grant, request) {
+    match permit(policies, grant, request) {
         Ok(permit) => Decision::Permit(permit),
         Err(kind) => Decision::Denial(Denial {
             kind,
@@ -285,11 +308,16 @@ pub fn decide(policies: &PolicySet, request: &Request<'_>) -> Decision {
     }
 }
 
-fn permit(grant: &Arc<Grant>, request: &Request<'_>) -> Result<Permit, DenialKind> {
+fn permit(policies: &PolicySet, grant: &Arc<Grant>, request: &Request<'_>) -> Result<Permit, DenialKind> {
     if let Some(reason) = request.freezes.reason(request.issuer, &grant.name) {
         return Err(DenialKind::Frozen { reason: reason.to_owned() });
     }
-    let rule = grant.rules.iter().find(|rule| rule_matches(rule, request)).ok_or(DenialKind::NoRule)?;
+    let is_issued = |rule: &&Rule| grant.mode == Mode::Enforce && rule.mode == Mode::Enforce;
+    let mut matching = grant.rules.iter().filter(|rule| rule_matches(rule, request));
+    let first = matching.next().ok_or(DenialKind::NoRule)?;
+    guard(policies.guards(), grant, request)?;
+    let rule = std::iter::once(first).chain(matching).find(is_issued);
+    let rule = rule.ok_or_else(|| DenialKind::Shadow { rule: first.name.clone() })?;
     if let Some(asked) = request.scope {
         let beyond: Vec<_> = asked.iter().filter(|scope| !grant.scopes.contains(scope)).cloned().collect();
         if !beyond.is_empty() {
@@ -307,6 +335,16 @@ fn permit(grant: &Arc<Grant>, request: &Request<'_>) -> Result<Permit, DenialKin
     })
 }
 
+fn guard(guards: &Guards, grant: &Grant, request: &Request<'_>) -> Result<(), DenialKind> {
+    let forbid = guards.forbid.iter().find(|forbid| forbid.denies(grant, request.issuer, request.claims));
+    let closed = guards.closed.iter().find(|closed| closed.denies(grant, request.at));
+    let overdue = grant.review_by.as_ref().filter(|day| guards.deny_overdue && is_overdue(day, request.at));
+    let name = (forbid.map(|forbid| forbid.name.to_string()))
+        .or_else(|| closed.map(|closed| closed.name.to_string()))
+        .or_else(|| overdue.map(|day| format!("the grant was to be reviewed by {day}")));
+    name.map_or(Ok(()), |name| Err(DenialKind::Guard { name }))
+}
+
 /// Whether the token is of the rule's issuer, and was read by the same profile: the places of the
 /// claims that the rule looks at are the profile's.
 fn is_of_issuer(rule: &Rule, request: &Request<'_>) -> bool {
@@ -314,7 +352,9 @@ fn is_of_issuer(rule: &Rule, request: &Request<'_>) -> bool {
 }
 
 fn rule_matches(rule: &Rule, request: &Request<'_>) -> bool {
-    is_of_issuer(rule, request) && rule.checks.iter().all(|check| check_matches(check, request.claims))
+    is_of_issuer(rule, request)
+        && rule.checks.iter().all(|check| check_matches(check, request.claims))
+        && rule.condition.as_ref().is_none_or(|condition| condition.evaluate(request.claims) == Ok(true))
 }
 
 fn check_matches(check: &Check, claims: &Claims) -> bool {
@@ -344,6 +384,11 @@ pub fn trace(grant: &Grant, request: &Request<'_>) -> Trace {
             issuer: rule.issuer.clone(),
             issuer_matches,
             checks: checks.iter().map(|check| check_trace(check, rule, request.claims)).collect(),
+            condition: rule
+                .condition
+                .as_ref()
+                .filter(|_| issuer_matches)
+                .map(|condition| condition.trace(request.claims)),
         }
     });
     Trace { grant: request.grant.to_owned(), rules: rules.collect() }
@@ -357,13 +402,9 @@ fn check_trace(check: &Check, rule: &Rule, claims: &Claims) -> CheckTrace {
         got: match held {
             Held::Absent => None,
             Held::Unusable => Some("of an unknown form".to_owned()),
-            Held::Is(Value::List(items)) => Some(format!("[{}]", items.join(", "))),
-            Held::Is(value) => Some(value.text().map_or_else(|| "an object".to_owned(), |text| text.into_owned())),
+            Held::Is(value) => Some(value.to_string()),
         },
-        recorded: rule.profile.claim(&check.claim).is_some_and(|claim| {
-            let source = rule.profile.derived_from(&check.claim).and_then(|from| rule.profile.claim(from));
-            source.unwrap_or(claim).recorded
-        }),
+        recorded: rule.profile.is_recorded(&check.claim),
         matches: check.matcher.is_match(held),
     }
 }

@@ -43,6 +43,11 @@ pub struct GrantFile {
     pub scopes: Vec<At<String>>,
     /// Who is told why a request was denied.
     pub disclose: Option<At<Disclose>>,
+    /// `shadow`: decided and audited, never issued.
+    pub mode: Option<At<Mode>>,
+    /// Lint rules that do not count here, each with the reason.
+    #[serde(default)]
+    pub allow: Vec<At<AllowFile>>,
     /// The ways to be entitled to it.
     pub rules: At<Vec<At<RuleFile>>>,
     /// What the policy must do, tried by `policy test`.
@@ -74,6 +79,166 @@ pub struct RuleFile {
     /// What the claims must be; every line must match.
     #[serde(default, rename = "match")]
     pub matches: Matches,
+    /// A CEL condition that must hold as well.
+    pub when: Option<At<String>>,
+    /// `shadow`: decided and audited, never issued.
+    pub mode: Option<At<Mode>>,
+    /// Lint rules that do not count here, each with the reason.
+    #[serde(default)]
+    pub allow: Vec<At<AllowFile>>,
+}
+
+/// Whether what is permitted is issued.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// It is.
+    #[default]
+    Enforce,
+    /// It is decided and audited, never issued.
+    Shadow,
+}
+
+/// A lint rule that does not count, and why.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AllowFile {
+    /// The lint rule's id.
+    pub lint: At<String>,
+    /// Why it does not count here.
+    pub reason: At<String>,
+}
+
+/// `guards.yaml`: what binds every grant.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuardsFile {
+    /// Who answers for them.
+    pub owner: Option<At<String>>,
+    /// Rules that deny.
+    #[serde(default)]
+    pub forbid: Vec<At<ForbidFile>>,
+    /// Ceilings on how long credentials live.
+    #[serde(default)]
+    pub ceilings: Vec<At<CeilingFile>>,
+    /// Claims that every rule of an issuer must pin to listed values.
+    #[serde(default)]
+    pub require: Vec<At<RequireFile>>,
+    /// The only issuers that rules may name.
+    pub issuers: Option<Vec<At<String>>>,
+    /// Times in which nothing is issued.
+    #[serde(default)]
+    pub closed: Vec<At<ClosedFile>>,
+    /// Whether a grant whose `review_by` has passed is denied.
+    #[serde(default)]
+    pub deny_overdue_review: bool,
+}
+
+/// Some of the grants; all, where neither list is there.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SelectFile {
+    /// Globs over names of grants.
+    #[serde(default)]
+    pub grants: Vec<At<String>>,
+    /// Names of backends.
+    #[serde(default)]
+    pub backends: Vec<At<String>>,
+}
+
+/// A rule that denies.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForbidFile {
+    /// Its name.
+    pub name: At<String>,
+    /// The grants that it binds.
+    #[serde(default)]
+    pub on: SelectFile,
+    /// The issuer whose tokens it speaks of.
+    pub issuer: At<String>,
+    /// What the claims are when it denies; every line must match.
+    #[serde(default, rename = "match")]
+    pub matches: Matches,
+    /// A CEL condition that must hold as well; an error denies.
+    pub when: Option<At<String>>,
+}
+
+/// The most that a grant can ask for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CeilingFile {
+    /// The grants that it binds.
+    #[serde(default)]
+    pub on: SelectFile,
+    /// The longest `ttl`.
+    pub ttl: Option<At<String>>,
+    /// The longest `max_lifetime`.
+    pub max_lifetime: Option<At<String>>,
+}
+
+/// Claims that every rule of an issuer must pin.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RequireFile {
+    /// The issuer.
+    pub issuer: At<String>,
+    /// The claims.
+    pub pin: Vec<At<String>>,
+}
+
+/// A time in which nothing is issued: from a moment until another, or every week.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClosedFile {
+    /// Its name, which denials give as the reason.
+    pub name: At<String>,
+    /// The grants that it binds.
+    #[serde(default)]
+    pub on: SelectFile,
+    /// The first moment: `2026-12-20T00:00:00Z`.
+    pub from: Option<At<String>>,
+    /// The first moment after it.
+    pub until: Option<At<String>>,
+    /// Every week.
+    pub weekly: Option<WeeklyFile>,
+}
+
+/// Hours of days of the week, in UTC.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WeeklyFile {
+    /// `monday` to `sunday`.
+    pub days: Vec<At<String>>,
+    /// The first minute: `18:00`.
+    pub from: At<String>,
+    /// The first minute after it, at most `24:00`.
+    pub until: At<String>,
+}
+
+/// `scope.yaml`: the ceiling of the grants in its directory and below.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScopeFile {
+    /// The team that owns the directory.
+    pub owner: At<String>,
+    /// Globs over the names that its grants may have; any, if empty.
+    #[serde(default)]
+    pub names: Vec<At<String>>,
+    /// The backends that they may use; any, if not given.
+    pub backends: Option<Vec<At<String>>>,
+    /// The issuers that they may trust; any, if not given.
+    pub issuers: Option<Vec<At<String>>>,
+    /// Per issuer and claim, the values of which every rule must list some (its repositories, say).
+    #[serde(default)]
+    pub claims: Table<Table<Vec<At<String>>>>,
+    /// Per member of the credential spec, globs over the texts in it (its roles, say).
+    #[serde(default)]
+    pub credential: Table<Vec<At<String>>>,
+    /// The longest `ttl`.
+    pub max_ttl: Option<At<String>>,
+    /// The longest `max_lifetime`.
+    pub max_lifetime: Option<At<String>>,
 }
 
 /// A case: a token, and what the policy must say to it.
@@ -107,13 +272,21 @@ pub enum Expect {
     Deny,
 }
 
-/// Rules and the claims that fail in them, in the order of the file.
-#[derive(Debug, Default)]
-pub struct Reasons(pub Vec<(At<String>, Vec<At<String>>)>);
+/// A mapping in the order of the file, with the places of its keys.
+#[derive(Debug)]
+pub struct Table<V>(pub Vec<(At<String>, V)>);
 
-/// The lines of a `match`, in the order of the file.
-#[derive(Debug, Default)]
-pub struct Matches(pub Vec<(At<String>, At<Wanted>)>);
+impl<V> Default for Table<V> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+/// Rules and the claims that fail in them.
+pub type Reasons = Table<Vec<At<String>>>;
+
+/// The lines of a `match`.
+pub type Matches = Table<At<Wanted>>;
 
 /// What a claim has to be.
 #[derive(Debug)]
@@ -208,22 +381,19 @@ fn options() -> serde_saphyr::Options {
     }
 }
 
-/// Reads a mapping's entries in order, with the places of keys and values.
-struct Entries<V>(Vec<(At<String>, V)>);
-
-impl<'de, V: Deserialize<'de>> Deserialize<'de> for Entries<V> {
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Table<V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct EntriesVisitor<V>(std::marker::PhantomData<V>);
-        impl<'de, V: Deserialize<'de>> Visitor<'de> for EntriesVisitor<V> {
-            type Value = Entries<V>;
+        struct TableVisitor<V>(std::marker::PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for TableVisitor<V> {
+            type Value = Table<V>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a mapping")
             }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Entries<V>, A::Error> {
-                entries(map).map(Entries)
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Table<V>, A::Error> {
+                entries(map).map(Table)
             }
         }
-        deserializer.deserialize_map(EntriesVisitor(std::marker::PhantomData))
+        deserializer.deserialize_map(TableVisitor(std::marker::PhantomData))
     }
 }
 
@@ -233,18 +403,6 @@ fn entries<'de, V: Deserialize<'de>, A: MapAccess<'de>>(mut map: A) -> Result<Ve
         entries.push(entry);
     }
     Ok(entries)
-}
-
-impl<'de> Deserialize<'de> for Matches {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Entries::deserialize(deserializer).map(|Entries(entries)| Self(entries))
-    }
-}
-
-impl<'de> Deserialize<'de> for Reasons {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Entries::deserialize(deserializer).map(|Entries(entries)| Self(entries))
-    }
 }
 
 macro_rules! any_yaml {

@@ -4,13 +4,15 @@
 
 use crate::{
     cases::Case,
-    document::Disclose,
+    condition::Condition,
+    document::{At, Disclose, Mode},
+    guards::Guards,
     issuer::{Class, Profile, Slot},
     pattern::Matcher,
     source::Text,
 };
 use jobpass_protocol::{BackendName, GrantName, IssuerName, RuleName};
-use std::{any::Any, collections::HashMap, fmt, sync::Arc};
+use std::{any::Any, collections::HashMap, fmt, ops::Range, sync::Arc};
 
 /// Every grant of a server, at one moment. Cheap to clone.
 #[derive(Clone)]
@@ -18,18 +20,23 @@ pub struct PolicySet(Arc<Inner>);
 
 struct Inner {
     grants: HashMap<GrantName, Arc<Grant>>,
+    guards: Guards,
     digest: String,
 }
 
 impl PolicySet {
-    pub(crate) fn new(grants: HashMap<GrantName, Arc<Grant>>, digest: String) -> Self {
-        Self(Arc::new(Inner { grants, digest }))
+    pub(crate) fn new(grants: HashMap<GrantName, Arc<Grant>>, guards: Guards, digest: String) -> Self {
+        Self(Arc::new(Inner { grants, guards, digest }))
     }
 
     /// The grant of this name.
     #[must_use]
     pub fn grant(&self, name: &str) -> Option<&Arc<Grant>> {
         self.0.grants.get(name)
+    }
+
+    pub(crate) fn guards(&self) -> &Guards {
+        &self.0.guards
     }
 
     /// Every grant, in no order.
@@ -61,11 +68,15 @@ pub struct Grant {
     pub(crate) max_lifetime: u32,
     pub(crate) scopes: Vec<String>,
     pub(crate) disclose: Disclose,
+    pub(crate) mode: Mode,
+    pub(crate) allow: Vec<Allow>,
     /// In the order of their names, so that the order in the file cannot matter.
     pub(crate) rules: Vec<Rule>,
     pub(crate) spec: Arc<dyn Any + Send + Sync>,
     pub(crate) cases: Vec<Case>,
     pub(crate) file: Text,
+    /// Where its name stands.
+    pub(crate) at: Option<Range<usize>>,
 }
 
 impl Grant {
@@ -123,6 +134,12 @@ impl Grant {
         self.disclose
     }
 
+    /// Whether what it permits is issued.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
     /// Its rules, by name.
     #[must_use]
     pub fn rules(&self) -> &[Rule] {
@@ -163,6 +180,15 @@ pub struct Rule {
     /// Whether strangers cannot get here: the issuer is private, or configured with tenants.
     pub(crate) callers_are_ours: bool,
     pub(crate) checks: Vec<Check>,
+    pub(crate) condition: Option<Condition>,
+    pub(crate) mode: Mode,
+    pub(crate) allow: Vec<Allow>,
+}
+
+/// A lint rule that does not count.
+#[derive(Clone, Debug)]
+pub(crate) struct Allow {
+    pub(crate) lint: At<String>,
 }
 
 impl Rule {
@@ -190,6 +216,18 @@ impl Rule {
         self.pinned(claim).is_some()
     }
 
+    /// The condition that must hold as well.
+    #[must_use]
+    pub fn condition(&self) -> Option<&Condition> {
+        self.condition.as_ref()
+    }
+
+    /// Whether what it permits is issued.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
     /// The values that the rule accepts of a claim, where it lists them.
     pub(crate) fn pinned(&self, claim: &str) -> Option<Vec<String>> {
         self.checks.iter().filter(|check| &*check.claim == claim).find_map(|check| check.matcher.exact())
@@ -197,7 +235,7 @@ impl Rule {
 }
 
 /// One line of a rule's `match`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Check {
     pub(crate) claim: Box<str>,
     pub(crate) slot: Slot,

@@ -412,6 +412,12 @@ impl Profile {
         self.claims.get(derivation.from as usize).map(|claim| &*claim.name)
     }
 
+    /// Whether the audit log may hold a claim; a derived one goes with the one it is cut from.
+    #[must_use]
+    pub fn is_recorded(&self, name: &str) -> bool {
+        self.claim(self.derived_from(name).unwrap_or(name)).is_some_and(|claim| claim.recorded)
+    }
+
     pub(crate) fn slot(&self, name: &str) -> Option<Slot> {
         match self.by_name.get(name) {
             Some(&slot) => Some(Slot::Known(slot)),

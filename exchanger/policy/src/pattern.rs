@@ -95,6 +95,11 @@ pub(crate) struct Glob {
 
 impl Glob {
     pub(crate) fn parse(text: &str, claim: &Claim) -> Result<Self, PatternError> {
+        Self::new(text, &claim.separators)
+    }
+
+    /// A glob whose `*` stops at `/` and at each of `separators`.
+    pub(crate) fn new(text: &str, separators: &str) -> Result<Self, PatternError> {
         if text.len() > MAX_PATTERN_BYTES {
             return Err(PatternError::TooLong);
         }
@@ -104,7 +109,7 @@ impl Glob {
         if let Some(c) = text.chars().find(|c| "?[]{}\\".contains(*c)) {
             return Err(PatternError::GlobCharacter(c.to_string()));
         }
-        Ok(Self { text: text.into(), separators: format!("/{}", claim.separators).into() })
+        Ok(Self { text: text.into(), separators: format!("/{separators}").into() })
     }
 
     pub(crate) fn text(&self) -> &str {

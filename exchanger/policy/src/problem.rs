@@ -1,6 +1,6 @@
 //! Everything that a policy file can get wrong, each with its code and its cure.
 
-use crate::pattern::PatternError;
+use crate::{condition::ConditionError, pattern::PatternError};
 use jobpass_protocol::NameError;
 
 /// Why a policy file, or a part of one, is refused.
@@ -56,6 +56,24 @@ pub(crate) enum Problem {
     UnknownRule { name: String, nearest: Option<String> },
     #[error("{0}")]
     CaseReason(&'static str),
+    #[error("{0}")]
+    Condition(ConditionError),
+    #[error("`{0}` is not a moment: expected 2026-12-20T00:00:00Z, a day of the week or an hour such as 18:00")]
+    Moment(String),
+    #[error("a closed time is either from a moment until another, or weekly")]
+    Window,
+    #[error("guards are written in one file, and {0} is another")]
+    SecondGuards(String),
+    #[error("rule {rule}: the guards do not allow the issuer `{issuer}`")]
+    GuardIssuer { rule: String, issuer: String },
+    #[error("rule {rule}: the guards require `{claim}` to be pinned to listed values")]
+    GuardPin { rule: String, claim: String },
+    #[error("`{field}` is {is}s, and {by} allows at most {most}s")]
+    Ceiling { field: &'static str, is: u32, most: u32, by: String },
+    #[error("{what} `{value}` is beyond what {by} allows")]
+    OutOfScope { what: &'static str, value: String, by: String },
+    #[error("the lint rule `{0}` is allowed without a reason")]
+    AllowReason(String),
 }
 
 fn or_did_you_mean(nearest: &Option<String>) -> String {
@@ -91,6 +109,15 @@ impl Problem {
             Self::CaseClaims(_) => "case-claims",
             Self::UnknownRule { .. } => "unknown-rule",
             Self::CaseReason(_) => "case-reason",
+            Self::Condition(_) => "condition",
+            Self::Moment(_) => "moment",
+            Self::Window => "window",
+            Self::SecondGuards(_) => "second-guards",
+            Self::GuardIssuer { .. } => "guard-issuer",
+            Self::GuardPin { .. } => "guard-pin",
+            Self::Ceiling { .. } => "ceiling",
+            Self::OutOfScope { .. } => "out-of-scope",
+            Self::AllowReason(_) => "allow-reason",
         }
     }
 
@@ -134,6 +161,18 @@ impl Problem {
             Self::CaseClaims(_) => "start from a fixture: { from: github/push, … }".to_owned(),
             Self::UnknownRule { .. } => "name a rule of this grant".to_owned(),
             Self::CaseReason(_) => "see docs/policies.md, “Tests”".to_owned(),
+            Self::Condition(error) => error.help(),
+            Self::Moment(_) => "times are in UTC".to_owned(),
+            Self::Window => {
+                "write `from:` and `until:`, or `weekly: { days: [saturday], from: \"00:00\", until: \"24:00\" }`"
+                    .to_owned()
+            }
+            Self::SecondGuards(_) => "put them together".to_owned(),
+            Self::GuardIssuer { .. } => "use one of the issuers in guards.yaml".to_owned(),
+            Self::GuardPin { claim, .. } => format!("add `{claim}: \"…\"` to the rule"),
+            Self::Ceiling { .. } => "shorten it".to_owned(),
+            Self::OutOfScope { .. } => "stay within it, or ask its owner to widen it".to_owned(),
+            Self::AllowReason(_) => "say in `reason:` why it does not count here".to_owned(),
         }
     }
 }

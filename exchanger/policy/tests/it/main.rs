@@ -1,6 +1,8 @@
 //! What policies do, through the crate's public face.
 
 #[cfg(test)]
+mod binding;
+#[cfg(test)]
 mod common;
 #[cfg(test)]
 mod compiling;
