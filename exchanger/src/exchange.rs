@@ -602,6 +602,8 @@ const fn kind_code(kind: &DenialKind) -> &'static str {
         DenialKind::UnknownGrant => "unknown_grant",
         DenialKind::Frozen { .. } => "frozen",
         DenialKind::NoRule => "no_rule",
+        DenialKind::Guard { .. } => "guard",
+        DenialKind::Shadow { .. } => "shadow",
         DenialKind::Scope { .. } => "scope",
     }
 }
