@@ -236,11 +236,9 @@ fn read(sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>, peer: Peer)
 fn classify(error: &ureq::Error, peer: Peer) -> OutboundError {
     let text = error.to_string();
     if text.contains("certificate") {
-        let cure = match peer {
-            Peer::Server => "a private CA goes into the file that JOBPASS_CA_FILE names",
-            Peer::Ci => "a private CA goes into the file that SSL_CERT_FILE names",
-        };
-        return OutboundError::Setup(format!("the TLS certificate is not trusted ({text}); {cure}"));
+        let variable = if peer == Peer::Server { "JOBPASS_CA_FILE" } else { "SSL_CERT_FILE" };
+        let cure = format!("\n  if it is of a private CA, {variable} must name a PEM file with that CA");
+        return OutboundError::Setup(format!("the TLS certificate is not trusted ({text}){cure}"));
     }
     match error {
         ureq::Error::InvalidProxyUrl | ureq::Error::TlsRequired | ureq::Error::BadUri(_) => OutboundError::Setup(text),

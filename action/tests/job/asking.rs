@@ -2,7 +2,7 @@
 
 use crate::{
     Ci, Job,
-    fake::{Reply, Seen},
+    fake::{Fake, Reply, Seen},
 };
 use std::{
     collections::BTreeSet,
@@ -137,6 +137,33 @@ fn an_expired_token_is_not_sent() {
     let ended = crate::Ended::from(command.output().expect("jobpass runs"));
     assert!(ended.stderr.contains("the job's token expired 6"), "{}", ended.stderr);
     assert_eq!((ended.code, job.fake.story().as_str()), (Some(125), ""));
+}
+
+#[test]
+fn the_server_must_be_whom_its_ca_vouches_for() {
+    let (fake, stranger) = (Fake::start_tls(), Fake::start_tls());
+    let home = tempfile::tempdir().expect("directory");
+    let [own, other] = [("own.pem", &fake.ca), ("other.pem", &stranger.ca)].map(|(name, pem)| {
+        std::fs::write(home.path().join(name), pem).expect("file");
+        home.path().join(name)
+    });
+    let wrong_name = fake.url.replace("127.0.0.1", "localhost");
+    for (url, variables, code) in [
+        (&fake.url, vec![], 125),
+        (&fake.url, vec![("JOBPASS_CA_FILE", &own)], 0),
+        (&fake.url, vec![("SSL_CERT_FILE", &own)], 0),
+        (&fake.url, vec![("JOBPASS_CA_FILE", &own), ("SSL_CERT_FILE", &other)], 0),
+        (&fake.url, vec![("JOBPASS_CA_FILE", &other), ("SSL_CERT_FILE", &own)], 125),
+        (&wrong_name, vec![("JOBPASS_CA_FILE", &own)], 125),
+    ] {
+        let job = Job::new(Ci::GitLab);
+        let mut command = job.command(&["--url", url, "exec", "--grant", "db", "--", "true"]);
+        command.env("JOBPASS_ID_TOKEN", crate::fake::jwt(url, 300, 0)).envs(variables.iter().copied());
+        let ended = crate::Ended::from(command.output().expect("jobpass runs"));
+        assert_eq!(ended.code, Some(code), "{url} {variables:?}: {}", ended.stderr);
+        assert_eq!(ended.stderr.contains("is not trusted"), code != 0, "{}", ended.stderr);
+    }
+    assert_eq!((fake.story().as_str(), stranger.story().as_str()), ("db revoke db revoke db revoke", ""));
 }
 
 #[test]

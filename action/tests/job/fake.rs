@@ -3,9 +3,11 @@
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jobpass_protocol::{Credential, ExchangeRequest, LeaseHandle, LeaseId, RevokeRequest, TokenRequest, TokenResponse};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::PrivateKeyDer};
 use std::{
     collections::VecDeque,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     sync::{Arc, Mutex},
     thread,
@@ -47,22 +49,52 @@ struct State {
 /// The fake; it ends with the test's process.
 pub(crate) struct Fake {
     pub(crate) url: String,
+    /// The CA of its certificate, PEM; empty where it speaks plain http.
+    pub(crate) ca: String,
     state: Arc<Mutex<State>>,
 }
 
 impl Fake {
     pub(crate) fn start() -> Self {
+        Self::listen("http", String::new(), |stream, state, url| serve(stream, state, url))
+    }
+
+    /// With TLS, and a certificate of a private CA for its address.
+    pub(crate) fn start_tls() -> Self {
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_key = KeyPair::generate().expect("key");
+        let ca_pem = ca.self_signed(&ca_key).expect("certificate").pem();
+        let key = KeyPair::generate().expect("key");
+        let leaf = CertificateParams::new(["127.0.0.1".to_owned()]).expect("name");
+        let leaf = leaf.signed_by(&key, &Issuer::new(ca, ca_key)).expect("certificate");
+        let key = PrivateKeyDer::try_from(key.serialize_der()).expect("key");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config =
+            ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
+        let config = config.with_no_client_auth().with_single_cert(vec![leaf.der().clone()], key).expect("certificate");
+        let config = Arc::new(config);
+        Self::listen("https", ca_pem, move |stream, state, url| {
+            serve(StreamOwned::new(ServerConnection::new(config.clone()).expect("connection"), stream), state, url);
+        })
+    }
+
+    fn listen(
+        scheme: &str,
+        ca: String,
+        serve: impl Fn(TcpStream, &Mutex<State>, &str) + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let url = format!("http://{}", listener.local_addr().expect("address"));
+        let url = format!("{scheme}://{}", listener.local_addr().expect("address"));
         let state = Arc::new(Mutex::new(State { expires_in: 900, ..State::default() }));
-        let (shared, audience) = (state.clone(), url.clone());
+        let (shared, audience, serve) = (state.clone(), url.clone(), Arc::new(serve));
         thread::spawn(move || {
             for stream in listener.incoming() {
-                let (shared, audience) = (shared.clone(), audience.clone());
+                let (shared, audience, serve) = (shared.clone(), audience.clone(), serve.clone());
                 thread::spawn(move || serve(stream.expect("connection"), &shared, &audience));
             }
         });
-        Self { url, state }
+        Self { url, ca, state }
     }
 
     pub(crate) fn script(&self, replies: &[Reply]) -> &Self {
@@ -108,8 +140,8 @@ pub(crate) fn jwt(audience: &str, life: i64, number: usize) -> String {
     [r#"{"alg":"RS256"}"#, &claims, "signature"].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".")
 }
 
-fn serve(mut stream: TcpStream, state: &Mutex<State>, audience: &str) {
-    let mut reader = BufReader::new(stream.try_clone().expect("clone"));
+fn serve(mut stream: impl Read + Write, state: &Mutex<State>, audience: &str) {
+    let mut reader = BufReader::new(&mut stream);
     let mut lines = Vec::new();
     loop {
         let mut line = String::new();
