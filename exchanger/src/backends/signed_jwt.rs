@@ -217,7 +217,6 @@ impl LocalBackend for SignedJwt {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::backends::{
         Backend,
         testing::{Bench, NOW, order},
