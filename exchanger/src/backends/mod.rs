@@ -6,6 +6,7 @@
 //! transaction is durable.
 
 pub mod aws_sts;
+pub mod http;
 pub mod registry;
 pub mod signed_jwt;
 mod spec;
@@ -115,7 +116,7 @@ pub enum MintError {
 pub enum Revoked {
     /// It was there, and is gone now.
     Gone,
-    /// It was not there.
+    /// It is not there now. Where nobody knows whether its creation came to anything, it may still come.
     NotFound,
 }
 

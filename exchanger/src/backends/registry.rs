@@ -1,6 +1,6 @@
 //! Every type of backend, on one page. To add one: a file beside this one, and a line in each list here.
 
-use super::{Backend, Backends, aws_sts, signed_jwt};
+use super::{Backend, Backends, aws_sts, http, signed_jwt};
 use crate::{
     clock::Clock,
     config::{Env, SecretRef},
@@ -23,6 +23,8 @@ pub enum BackendFile {
     AwsSts(aws_sts::File),
     /// Tokens of our own issuer.
     SignedJwt(signed_jwt::File),
+    /// Keys of any HTTP API.
+    Http(Box<http::File>),
 }
 
 impl BackendFile {
@@ -30,7 +32,7 @@ impl BackendFile {
     fn presents(&self) -> Option<&str> {
         match self {
             Self::AwsSts(file) => file.presents(),
-            Self::SignedJwt(_) => None,
+            Self::SignedJwt(_) | Self::Http(_) => None,
         }
     }
 }
@@ -98,5 +100,6 @@ fn build(file: BackendFile, context: &BuildContext, presented: &[&str]) -> Resul
         BackendFile::SignedJwt(file) => {
             Backend::Local(Arc::new(signed_jwt::SignedJwt::build(file, context, presented)?))
         }
+        BackendFile::Http(file) => Backend::Remote(Arc::new(http::Http::build(*file, context)?)),
     })
 }

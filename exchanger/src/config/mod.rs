@@ -5,10 +5,12 @@ pub mod env;
 pub mod file;
 mod resolve;
 pub mod secret_ref;
+pub mod span;
 
 pub use env::Env;
 pub use resolve::Config;
 pub use secret_ref::{SecretError, SecretRef};
+pub use span::Span;
 
 use serde_saphyr::Location;
 use std::{fmt, path::PathBuf};

@@ -1,0 +1,549 @@
+//! `http`: keys of any HTTP API that makes and deletes them by name, declared in the config.
+//!
+//! The name of the key is the lease's, so that it can be deleted whatever became of the answer that
+//! made it. An API cannot promise that a request which it has not answered will not be acted on later;
+//! so after an unknown outcome a deletion says "not there now" and never "gone for good", and the
+//! reaper deletes again until the key would have expired. A creation is never sent twice.
+
+mod pattern;
+#[cfg(test)]
+mod tests;
+
+use super::{
+    Describe, MintError, Minted, Order, Plan, RemoteBackend, RemoteError, Revoked, Spec, registry::BuildContext, spec,
+    spec::SpecReader,
+};
+use crate::{
+    clock::{Clock, Timestamp},
+    config::{Env, SecretRef, Span},
+    leases::{Lease, Revocability, State},
+    outbound::{Fetched, Outbound, OutboundError, OutboundOptions},
+    store::PendingLease,
+};
+use futures_util::future::BoxFuture;
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, header};
+use ipnet::IpNet;
+use jobpass_policy::{CredentialSource, Diagnostic, FieldRules, GrantContext, Permit, Template};
+use jobpass_protocol::{Credential, Secret};
+use pattern::{Body, Pattern, Values};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+use url::Url;
+use zeroize::Zeroizing;
+
+/// The backend in the server's config.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// The API's address, to which paths are added.
+    pub base_url: String,
+    /// Headers of every request: how the server proves to the API who it is.
+    #[serde(default)]
+    pub headers: BTreeMap<String, HeaderFile>,
+    /// Private networks in which the API may live (CIDR).
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub allow_networks: Vec<IpNet>,
+    /// The API's own certificate authority, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// Accepts http on loopback. For trying things out.
+    #[serde(default)]
+    pub insecure_http: bool,
+    /// What a grant's `credential.parameters` may set.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, ParameterFile>,
+    /// The request that makes a key.
+    pub create: CreateFile,
+    /// The request that deletes it. Without one keys end by themselves, so `create` has to say when.
+    pub delete: Option<DeleteFile>,
+    /// What the job receives: `api_key` (the base URL and the key; the default) or `bearer`.
+    #[serde(default)]
+    pub credential: Shape,
+    /// How long a request may take. Default `10s`.
+    pub deadline: Option<Span>,
+    /// How long after the deadline a creation may still be on its way inside the API. Default `30s`.
+    pub settle: Option<Span>,
+}
+
+/// A header: its text, or a secret by reference with what stands before it.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HeaderFile {
+    /// The text.
+    pub value: Option<String>,
+    /// Or the secret: `file:/path`, `env:NAME` or `credential:NAME`.
+    pub secret: Option<SecretRef>,
+    /// What stands before the secret, such as `"Bearer "`.
+    #[serde(default)]
+    pub prefix: String,
+}
+
+/// A parameter that grants fill with a template.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ParameterFile {
+    /// Whether it decides what the key can do. Such a parameter takes only stable claims. Default: yes.
+    #[serde(default = "yes")]
+    pub authority: bool,
+    /// The longest value, in bytes. Default 256.
+    #[serde(default = "default_max_length")]
+    pub max_length: usize,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+const fn default_max_length() -> usize {
+    256
+}
+
+/// The request that makes a key. Places such as `{{ lease.name }}` may stand in path and body.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateFile {
+    /// Default `POST`.
+    pub method: Option<String>,
+    /// The path, beginning with `/`.
+    pub path: String,
+    /// The JSON body.
+    pub body: Option<Value>,
+    /// Where the key is in the answer: a JSON pointer (RFC 6901) such as `/data/key`.
+    pub secret: String,
+    /// Where the answer says when the key expires, if it does: RFC 3339 or epoch seconds.
+    pub expires_at: Option<String>,
+}
+
+/// The request that deletes a key by the lease's name.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeleteFile {
+    /// Default `DELETE`.
+    pub method: Option<String>,
+    /// The path, beginning with `/`.
+    pub path: String,
+    /// The JSON body.
+    pub body: Option<Value>,
+    /// Statuses, besides 2xx, that say that there is no such key. Default `[404, 410]`.
+    pub absent: Option<Vec<u16>>,
+}
+
+/// What the job receives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Shape {
+    /// The API's URL and the key.
+    #[default]
+    ApiKey,
+    /// A bearer token.
+    Bearer,
+}
+
+/// A grant's `credential:`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SpecFile {
+    /// The parameters that the backend declares, as templates. All of them.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, String>,
+}
+
+const DEADLINE: Duration = Duration::from_secs(10);
+const SETTLE: Duration = Duration::from_secs(30);
+
+/// A backend that asks an HTTP API.
+pub struct Http {
+    base_url: Url,
+    identity: String,
+    headers: Vec<(HeaderName, HeaderFile)>,
+    options: OutboundOptions,
+    client: OnceLock<Outbound>,
+    env: Env,
+    clock: Arc<dyn Clock>,
+    parameters: BTreeMap<String, ParameterFile>,
+    create: Call,
+    secret: String,
+    expires_at: Option<String>,
+    delete: Option<Call>,
+    absent: Vec<u16>,
+    shape: Shape,
+    deadline: Duration,
+    settle: Duration,
+}
+
+struct Call {
+    method: Method,
+    /// Path segments.
+    path: Vec<Pattern>,
+    body: Option<Body>,
+}
+
+struct Compiled(Vec<(String, Template)>);
+
+struct Rendered {
+    url: Url,
+    body: Option<Value>,
+}
+
+impl Http {
+    /// Builds the backend.
+    ///
+    /// # Errors
+    /// When the config cannot be right; the text names the field.
+    pub fn build(file: File, context: &BuildContext) -> Result<Self, String> {
+        let base_url = Url::parse(file.base_url.trim_end_matches('/')).map_err(|error| format!("base_url: {error}"))?;
+        if base_url.cannot_be_a_base() || base_url.query().is_some() || !base_url.username().is_empty() {
+            return Err("base_url: expected https://host/path, without query or user".to_owned());
+        }
+        let mut headers = Vec::with_capacity(file.headers.len());
+        for (name, mut header) in file.headers {
+            let parsed =
+                HeaderName::try_from(&name).map_err(|_| format!("headers: `{name}` is not a header's name"))?;
+            if header.value.is_some() == header.secret.is_some() {
+                return Err(format!("headers.{name}: give either `value` or `secret`"));
+            }
+            header.secret = header.secret.map(|reference| context.secret(reference));
+            headers.push((parsed, header));
+        }
+        let names: Vec<&str> = file.parameters.keys().map(String::as_str).collect();
+        let create = Call::parse(
+            "create",
+            file.create.method.as_deref().unwrap_or("POST"),
+            &file.create.path,
+            file.create.body.as_ref(),
+            &names,
+        )?;
+        let delete = match &file.delete {
+            None => None,
+            Some(delete) => {
+                let method = delete.method.as_deref().unwrap_or("DELETE");
+                Some(Call::parse("delete", method, &delete.path, delete.body.as_ref(), &names)?)
+            }
+        };
+        if !create.names_lease() {
+            return Err("create: name the key `{{ lease.name }}`, so that it can be found again".to_owned());
+        }
+        match &delete {
+            Some(delete) if !delete.names_lease() => {
+                return Err(
+                    "delete: delete by `{{ lease.name }}`: nothing else is known when an answer was lost".to_owned()
+                );
+            }
+            None if !create.body.as_ref().is_some_and(Body::tells_expiry) => {
+                return Err(
+                    "delete: without it keys have to end by themselves: put `{{ lease.expires_at }}` into create.body"
+                        .to_owned(),
+                );
+            }
+            _ => {}
+        }
+        for (field, pointer) in [("secret", Some(&file.create.secret)), ("expires_at", file.create.expires_at.as_ref())]
+        {
+            if pointer.is_some_and(|pointer| !pointer.starts_with('/')) {
+                return Err(format!("create.{field}: a JSON pointer begins with `/`, as in /data/key"));
+            }
+        }
+        let deadline = file.deadline.map_or(DEADLINE, |span| span.0);
+        Ok(Self {
+            identity: base_url.to_string(),
+            base_url,
+            headers,
+            options: OutboundOptions {
+                allow_networks: file.allow_networks,
+                ca_file: file.ca_file.map(|path| context.path(&path)),
+                insecure_http: file.insecure_http,
+                deadline,
+                ..OutboundOptions::default()
+            },
+            client: OnceLock::new(),
+            env: context.env.clone(),
+            clock: Arc::clone(&context.clock),
+            parameters: file.parameters,
+            create,
+            secret: file.create.secret,
+            expires_at: file.create.expires_at,
+            delete,
+            absent: file.delete.and_then(|delete| delete.absent).unwrap_or_else(|| vec![404, 410]),
+            shape: file.credential,
+            deadline,
+            settle: file.settle.map_or(SETTLE, |span| span.0),
+        })
+    }
+
+    fn client(&self) -> Result<&Outbound, OutboundError> {
+        match self.client.get() {
+            Some(client) => Ok(client),
+            None => {
+                let client = Outbound::new(self.options.clone())?;
+                Ok(self.client.get_or_init(|| client))
+            }
+        }
+    }
+
+    /// Headers as they are sent; the error names one whose secret cannot be had.
+    fn headers(&self) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
+        let header = |(name, file): &(HeaderName, HeaderFile)| {
+            let text = match &file.secret {
+                None => Zeroizing::new(file.value.clone().unwrap_or_default()),
+                Some(reference) => {
+                    let secret = reference.read(&self.env).map_err(|error| format!("headers.{name}: {error}"))?;
+                    Zeroizing::new(format!("{}{}", file.prefix, secret.expose()))
+                }
+            };
+            let mut value =
+                HeaderValue::try_from(&*text).map_err(|_| format!("headers.{name}: not a header's value"))?;
+            value.set_sensitive(file.secret.is_some());
+            Ok((name.clone(), value))
+        };
+        self.headers.iter().map(header).collect()
+    }
+
+    async fn send(&self, method: &Method, url: &Url, body: Option<&Value>) -> Result<Fetched, Failure> {
+        let client = self.client().map_err(Failure::Outbound)?;
+        let mut request =
+            Request::builder().method(method).uri(url.as_str()).header(header::ACCEPT, "application/json");
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        for (name, value) in self.headers().map_err(Failure::Setup)? {
+            request = request.header(name, value);
+        }
+        let body = body.map_or_else(Vec::new, |body| body.to_string().into_bytes());
+        let request = request.body(body).map_err(|error| Failure::Setup(error.to_string()))?;
+        client.send(request).await.map_err(Failure::Outbound)
+    }
+
+    /// The call for one lease, with values as path segments.
+    fn render(&self, field: &str, call: &Call, values: &Values<'_>) -> Result<Rendered, MintError> {
+        let mut url = self.base_url.clone();
+        {
+            let mut path = url.path_segments_mut().map_err(|()| spec::unfit("base_url", &"it takes no path"))?;
+            path.pop_if_empty();
+            for segment in &call.path {
+                let text = segment.render(values);
+                if matches!(text.as_str(), "" | "." | "..") {
+                    return Err(spec::unfit(
+                        &format!("{field}.path"),
+                        &"a segment of the path would be empty, . or ..",
+                    ));
+                }
+                path.push(&text);
+            }
+        }
+        Ok(Rendered { url, body: call.body.as_ref().map(|body| body.render(values)) })
+    }
+
+    fn read_answer(&self, answer: &Fetched, order: &Order) -> Result<Minted, MintError> {
+        let unknown =
+            |what: &str| MintError::OutcomeUnknown(format!("the API answered {}, but {what}", answer.status.as_u16()));
+        let document: Value = serde_json::from_slice(&answer.body).map_err(|_| unknown("its answer is not JSON"))?;
+        let key = match document.pointer(&self.secret) {
+            Some(Value::String(key)) if !key.is_empty() => Secret::from(key.as_str()),
+            _ => return Err(unknown(&format!("there is no key at {}", self.secret))),
+        };
+        let told = self.expires_at.as_ref().map(|pointer| {
+            let at = document.pointer(pointer).and_then(instant);
+            at.ok_or_else(|| unknown(&format!("there is no time at {pointer}")))
+        });
+        // A key that lives longer is taken back when the lease is over.
+        let expires_at = told.transpose()?.map_or(order.expires_at, |told| told.min(order.expires_at));
+        let credential = match self.shape {
+            Shape::ApiKey => Credential::api_key(self.identity.trim_end_matches('/'), key),
+            Shape::Bearer => Credential::bearer(key),
+        };
+        Ok(Minted { credential, expires_at })
+    }
+}
+
+impl Call {
+    fn parse(field: &str, method: &str, path: &str, body: Option<&Value>, parameters: &[&str]) -> Result<Self, String> {
+        let method = Method::try_from(method).map_err(|_| format!("{field}.method: `{method}` is not a method"))?;
+        let segments = path.strip_prefix('/').ok_or_else(|| format!("{field}.path: begin with `/`"))?;
+        if path.contains(['?', '#']) {
+            return Err(format!("{field}.path: a path only, without `?` and `#`"));
+        }
+        let path = segments
+            .split('/')
+            .map(|segment| Pattern::parse(segment, parameters).map_err(|error| format!("{field}.path: {error}")))
+            .collect::<Result<_, _>>()?;
+        let body = body.map(|body| Body::parse(body, parameters).map_err(|error| format!("{field}.body: {error}")));
+        Ok(Self { method, path, body: body.transpose()? })
+    }
+
+    fn names_lease(&self) -> bool {
+        self.path.iter().any(Pattern::names_lease) || self.body.as_ref().is_some_and(Body::names_lease)
+    }
+}
+
+/// Why there is no answer. Holds nothing of the request but its host.
+enum Failure {
+    Setup(String),
+    Outbound(OutboundError),
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Setup(why) => f.write_str(why),
+            Self::Outbound(error) => error.fmt(f),
+        }
+    }
+}
+
+/// RFC 3339, or seconds since the epoch.
+fn instant(value: &Value) -> Option<Timestamp> {
+    match value {
+        Value::String(text) => {
+            let at: jiff::Timestamp = text.parse().ok()?;
+            Some(Timestamp::from_millis(at.as_millisecond()))
+        }
+        other => other.as_i64().map(Timestamp::from_secs),
+    }
+}
+
+/// A refusal after which certainly nothing was made: the API said what is wrong with the request.
+/// A conflict, a timeout or a status of the server's own class leaves that open.
+fn certainly_refused(status: StatusCode) -> bool {
+    status.is_client_error() && !matches!(status.as_u16(), 408 | 409 | 425 | 429 | 499)
+}
+
+impl Describe for Http {
+    fn kind(&self) -> &'static str {
+        "http"
+    }
+
+    fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    fn compile_spec(
+        &self,
+        credential: &CredentialSource<'_>,
+        grant: &GrantContext<'_>,
+    ) -> Result<Spec, Vec<Diagnostic>> {
+        let file: SpecFile = credential.parse().map_err(|error| vec![error])?;
+        let mut reader = SpecReader::new(credential, grant);
+        let mut compiled = Vec::with_capacity(self.parameters.len());
+        for (name, parameter) in &self.parameters {
+            let rules = FieldRules {
+                authority: parameter.authority,
+                allowed: |c| !c.is_control(),
+                max_len: parameter.max_length,
+                expected: "no control characters",
+            };
+            match file.parameters.get(name) {
+                Some(text) => {
+                    let template = reader.template(&["parameters", name], text, &rules);
+                    compiled.extend(template.map(|template| (name.clone(), template)));
+                }
+                None => reader.refuse(&["parameters"], format!("the parameter `{name}` is missing"), "add it"),
+            }
+        }
+        for name in file.parameters.keys().filter(|name| !self.parameters.contains_key(*name)) {
+            let known: Vec<&str> = self.parameters.keys().map(String::as_str).collect();
+            let help = format!("the backend's parameters are: {}", known.join(", "));
+            reader.refuse(&["parameters", name], format!("there is no parameter `{name}`"), help);
+        }
+        reader.finish(Some(Compiled(compiled)))
+    }
+
+    fn preflight(&self) -> Result<(), String> {
+        self.client().map_err(|error| error.to_string())?;
+        self.headers().map(|_| ())
+    }
+}
+
+impl RemoteBackend for Http {
+    fn revocability(&self) -> Revocability {
+        if self.delete.is_some() { Revocability::ByName } else { Revocability::None }
+    }
+
+    fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    fn settle(&self) -> Duration {
+        self.settle
+    }
+
+    fn plan(&self, permit: &Permit, order: &Order) -> Result<Plan, MintError> {
+        let Compiled(templates) = spec::of(permit)?;
+        let mut parameters = BTreeMap::new();
+        for (name, template) in templates {
+            let value = spec::render(&format!("credential.parameters.{name}"), template, permit)?;
+            parameters.insert(name.clone(), value);
+        }
+        let values = Values { lease: order.lease, expires_at: order.expires_at, parameters: &parameters };
+        let create = self.render("create", &self.create, &values)?;
+        let object = match &self.delete {
+            None => Value::Null,
+            Some(delete) => {
+                let Rendered { url, body } = self.render("delete", delete, &values)?;
+                json!({ "url": url.as_str(), "body": body })
+            }
+        };
+        let worst_expiry = order.expires_at.max(order.at + self.deadline + self.settle);
+        Ok(Plan { object, rendered: Arc::new(create), worst_expiry })
+    }
+
+    fn mint<'a>(
+        &'a self,
+        pending: &'a PendingLease,
+        order: &'a Order,
+        rendered: &'a Spec,
+    ) -> BoxFuture<'a, Result<Minted, MintError>> {
+        Box::pin(async move {
+            let Rendered { url, body } = spec::rendered(rendered)?;
+            if let State::Pending { mint_by, .. } = pending.lease().state()
+                && *mint_by <= self.clock.now()
+            {
+                return Err(MintError::Unavailable("there is no time left to ask the API".to_owned()));
+            }
+            let answer = match self.send(&self.create.method, url, body.as_ref()).await {
+                Ok(answer) => answer,
+                Err(failure @ Failure::Setup(_)) => return Err(MintError::Unavailable(failure.to_string())),
+                Err(Failure::Outbound(error)) if error.never_sent() => {
+                    return Err(MintError::Unavailable(error.to_string()));
+                }
+                Err(failure) => return Err(MintError::OutcomeUnknown(failure.to_string())),
+            };
+            match answer.status {
+                status if status.is_success() => self.read_answer(&answer, order),
+                StatusCode::TOO_MANY_REQUESTS => {
+                    Err(MintError::Unavailable("the API says that it is asked too often (429)".to_owned()))
+                }
+                status if certainly_refused(status) => {
+                    Err(MintError::Refused(format!("the API refused to make a key: {}", status.as_u16())))
+                }
+                status => Err(MintError::OutcomeUnknown(format!("the API answered {}", status.as_u16()))),
+            }
+        })
+    }
+
+    fn revoke<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<Revoked, RemoteError>> {
+        Box::pin(async move {
+            let delete = self.delete.as_ref().ok_or_else(|| RemoteError("no `delete` is configured".to_owned()))?;
+            let object = &lease.placement().object;
+            // Only ever at this API, whatever the lease says.
+            let url = object["url"].as_str().filter(|url| url.starts_with(self.identity.trim_end_matches('/')));
+            let url = url.and_then(|url| Url::parse(url).ok());
+            let url = url.ok_or_else(|| RemoteError("the lease does not say what to delete at this API".to_owned()))?;
+            let body = Some(&object["body"]).filter(|body| !body.is_null());
+            let answer =
+                self.send(&delete.method, &url, body).await.map_err(|failure| RemoteError(failure.to_string()))?;
+            let status = answer.status;
+            if status.is_success() || self.absent.contains(&status.as_u16()) {
+                Ok(Revoked::NotFound)
+            } else {
+                Err(RemoteError(format!("the API answered {} to the deletion", status.as_u16())))
+            }
+        })
+    }
+}
