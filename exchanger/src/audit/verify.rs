@@ -332,8 +332,9 @@ mod tests {
 
     #[test]
     fn every_way_of_tampering_shows_where() {
+        type Found = (Option<usize>, Wrong);
         type Tamper = fn(&mut Vec<String>, &[Line]);
-        let cases: &[(&str, Tamper, &[(Option<usize>, Wrong)])] = &[
+        let cases: &[(&str, Tamper, &[Found])] = &[
             ("nothing", |_, _| {}, &[]),
             ("the start was rotated away", |log, _| drop(log.drain(..4)), &[]),
             (

@@ -373,3 +373,6 @@ fn because_entry(lease: &Lease, at: Timestamp, because: Ending) -> Option<Entry>
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

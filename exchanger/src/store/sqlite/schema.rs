@@ -14,7 +14,8 @@ const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/sqlite/0001_leas
 /// Rows of about 2 kB: larger pages hold them without overflow and with less waste.
 const PAGE_BYTES: u32 = 8192;
 
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Nobody else writes, but for a person with a tool; readers wait only while a log is recovered.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The one connection that writes. Migrates first.
 pub(super) fn open_writer(path: &Path) -> Result<Connection, Fault> {
