@@ -174,6 +174,9 @@ impl Job {
 
     /// Hides a secret that jobpass keeps to itself.
     fn hide_own(&self, secret: &Secret) {
+        if self.tokens().iter().any(|token| token.expose() == secret.expose()) {
+            return;
+        }
         let mut needles = Needles::default();
         needles.add_plain(secret.expose());
         needles.register(self.source.masking());

@@ -18,8 +18,12 @@ use std::{
     fs::File,
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 use zeroize::Zeroizing;
+
+/// No CI lets a job, and with it its token, live for longer.
+const LONGEST_JOB: Duration = Duration::from_secs(32 * 24 * 3600);
 
 /// Why the session cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -146,13 +150,29 @@ impl Session {
 
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> Result<T, SessionError> {
         let _lock = self.lock()?;
-        let mut state = self.read()?.unwrap_or_else(|| State {
-            secret: Zeroizing::new(SessionSecret::from_random(&random()).expose().to_owned()),
-            leases: Vec::new(),
-        });
+        let mut state = match self.read()? {
+            Some(state) => state,
+            None => {
+                self.sweep();
+                let secret = Zeroizing::new(SessionSecret::from_random(&random()).expose().to_owned());
+                State { secret, leases: Vec::new() }
+            }
+        };
         let result = change(&mut state);
         self.write(&state)?;
         Ok(result)
+    }
+
+    /// Removes the sessions of jobs that ended long ago, where no token could make their end known.
+    fn sweep(&self) {
+        let Some(files) = self.path.parent().and_then(|directory| directory.read_dir().ok()) else { return };
+        for file in files.flatten() {
+            let age =
+                file.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|time| time.elapsed().ok());
+            if age > Some(LONGEST_JOB) {
+                let _ = fs::unlinkat(&self.directory, file.file_name(), AtFlags::empty());
+            }
+        }
     }
 
     /// Held until it is dropped; the kernel frees it when the process dies.
@@ -251,6 +271,20 @@ mod tests {
         assert!(!first.path.exists());
         assert!(first.leases().expect("none").is_empty());
         assert!(!first.path.exists(), "asking for leases makes no session");
+    }
+
+    #[test]
+    fn sessions_of_jobs_long_ended_are_removed() {
+        let base = tempfile::tempdir().expect("directory");
+        for (job, days, left) in [("old", 33, false), ("running", 30, true)] {
+            let earlier = session(base.path(), job).expect("session");
+            earlier.secret().expect("secret");
+            let file = File::options().write(true).open(&earlier.path).expect("file");
+            let written = file.metadata().and_then(|metadata| metadata.modified()).expect("time");
+            file.set_modified(written - Duration::from_secs(days * 24 * 3600)).expect("older");
+            session(base.path(), &format!("after {job}")).expect("session").secret().expect("secret");
+            assert_eq!(earlier.path.exists(), left, "{job}");
+        }
     }
 
     #[test]

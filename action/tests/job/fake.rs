@@ -56,7 +56,7 @@ pub(crate) struct Fake {
 
 impl Fake {
     pub(crate) fn start() -> Self {
-        Self::listen("http", String::new(), |stream, state, url| serve(stream, state, url))
+        Self::listen("http", String::new(), serve)
     }
 
     /// With TLS, and a certificate of a private CA for its address.
