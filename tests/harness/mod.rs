@@ -12,5 +12,6 @@ pub mod ports;
 pub mod postgres;
 pub mod program;
 pub mod repository;
+pub mod server;
 pub mod sts;
 pub mod world;

@@ -34,9 +34,8 @@ impl OpenBao {
         Self { url, _program: program, _home: home }
     }
 
-    /// Trusts an issuer, found by its discovery document, for one role: tokens for `audience` whose
-    /// claims have the `bound` values.
-    pub async fn trust(&self, issuer: &str, role: &str, audience: &str, bound: Value) {
+    /// Trusts an issuer, found by its discovery document.
+    pub async fn trust(&self, issuer: &str) {
         self.admin("sys/auth/jwt", json!({ "type": "jwt" })).await;
         self.admin("auth/jwt/config", json!({ "oidc_discovery_url": issuer, "bound_issuer": issuer })).await;
         self.admin(
@@ -44,11 +43,15 @@ impl OpenBao {
             json!({ "policy": r#"path "secret/data/ci/*" { capabilities = ["read"] }"# }),
         )
         .await;
-        let role_config = json!({
+    }
+
+    /// Adds a role for that issuer's tokens for `audience` whose claims have the `bound` values.
+    pub async fn role(&self, role: &str, audience: &str, bound: Value) {
+        let config = json!({
             "role_type": "jwt", "user_claim": "sub", "bound_audiences": [audience], "bound_claims": bound,
             "token_policies": ["ci"], "token_ttl": "5m", "token_type": "batch",
         });
-        self.admin(&format!("auth/jwt/role/{role}"), role_config).await;
+        self.admin(&format!("auth/jwt/role/{role}"), config).await;
     }
 
     /// Logs in with a JWT.

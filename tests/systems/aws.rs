@@ -1,5 +1,6 @@
 //! AWS: real moto behind a front that is as strict as STS, and the real `aws` CLI.
 
+use crate::world::{issuer, setup};
 use jobpass_exchanger::demo::{
     Algorithm, Ci,
     issuer::{Issuer, Rotation, Token},
@@ -8,10 +9,126 @@ use jobpass_tests::{
     http::{client, now},
     moto::Moto,
     ports,
-    sts::Sts,
+    program::{self, Program, built},
+    server::Server,
+    sts::{Accepted, Sts},
 };
+use serde_json::{Value, json};
+use std::fs;
+use tempfile::TempDir;
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/deploy-api";
+
+/// A job on GitHub, with AWS's tools set up to ask jobpass for their credentials.
+struct Job {
+    front: Sts,
+    server: Server,
+    github: Issuer,
+    home: TempDir,
+    _gitlab: Issuer,
+    _moto: Moto,
+}
+
+impl Job {
+    async fn start() -> Self {
+        let (github, gitlab) = (issuer(Ci::GitHub).await, issuer(Ci::GitLab).await);
+        let moto = Moto::start().await;
+        let front = Sts::before(&moto).await;
+        let backend =
+            |mode: &str| json!({ "aws_sts": { "mode": mode, "region": "eu-central-1", "endpoint_url": front.url } });
+        let setup = setup(&github, &gitlab)
+            .backend("aws-keyless", backend("web_identity"))
+            .backend("aws-signed", backend("assume_role"))
+            .environment("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+            .environment("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+            .grant("deploy-keyless.yaml")
+            .grant("deploy-signed.yaml");
+        let server = setup.start().await;
+        server.keep_quiet("wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY");
+        let home = tempfile::tempdir().unwrap();
+        let jobpass = built("jobpass");
+        let profiles = ["keyless", "signed"].map(|name| {
+            format!(
+                "[profile {name}]\nregion = eu-central-1\nendpoint_url = {}\n\
+                 credential_process = {} aws-credential-process --grant deploy-{name}\n",
+                moto.url,
+                jobpass.display()
+            )
+        });
+        fs::write(home.path().join("config"), profiles.concat()).unwrap();
+        Self { front, server, github, home, _gitlab: gitlab, _moto: moto }
+    }
+
+    /// Runs a program as a step of the job would; answers what it wrote.
+    async fn step(&self, mut command: std::process::Command) -> String {
+        command.env_clear().envs([
+            ("PATH", program::path().as_str()),
+            ("HOME", self.home.path().to_str().unwrap()),
+            ("XDG_RUNTIME_DIR", self.home.path().to_str().unwrap()),
+            ("AWS_CONFIG_FILE", self.home.path().join("config").to_str().unwrap()),
+            ("JOBPASS_URL", &self.server.url),
+            ("GITHUB_ACTIONS", "true"),
+            ("ACTIONS_ID_TOKEN_REQUEST_URL", &self.github.request_url()),
+            ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", self.github.request_token().expose()),
+        ]);
+        Program::run(command).await.expect_success()
+    }
+
+    async fn aws(&self, profile: &str, arguments: &[&str]) -> String {
+        let mut aws = program::installed("aws");
+        aws.args(["--profile", profile, "--output", "json"]).args(arguments);
+        self.step(aws).await
+    }
+}
+
+/// What STS was told of the job: session tags and source identity, in the request or in the token.
+fn told(accepted: &Accepted) -> Value {
+    let parameter = |name: &str| accepted.parameters.get(name).cloned().unwrap_or_default();
+    if accepted.claims.is_empty() {
+        let tags = (1..=2).map(|n| {
+            (parameter(&format!("Tags.member.{n}.Key")), json!([parameter(&format!("Tags.member.{n}.Value"))]))
+        });
+        json!({ "tags": tags.collect::<serde_json::Map<_, _>>(), "source": parameter("SourceIdentity") })
+    } else {
+        let claim = |name: &str| accepted.claims.get(name).cloned().unwrap_or_default();
+        let tags = &claim("https://aws.amazon.com/tags")["principal_tags"];
+        json!({ "tags": tags, "source": claim("https://aws.amazon.com/source_identity") })
+    }
+}
+
+#[tokio::test]
+async fn the_real_aws_cli_gets_its_credentials_from_jobpass() {
+    let job = Job::start().await;
+    for (profile, signed_by) in [("keyless", None), ("signed", Some("AKIAIOSFODNN7EXAMPLE"))] {
+        let before = job.front.accepted().len();
+        let identity: String = job.aws(profile, &["sts", "get-caller-identity", "--query", "Arn"]).await;
+        job.aws(profile, &["s3", "mb", &format!("s3://reports-{profile}")]).await;
+        let listing = job.aws(profile, &["s3", "ls"]).await;
+        assert!(listing.contains(&format!("reports-{profile}")), "{listing}");
+
+        assert_eq!(job.front.refused(), [""; 0]);
+        let accepted = &job.front.accepted()[before..];
+        assert_eq!(accepted.len(), 3, "one session for each run of the CLI");
+        let leases = job.server.leases();
+        for request in accepted {
+            let session = request.parameters["RoleSessionName"].as_str();
+            assert!(leases.iter().any(|lease| lease["remote_name"] == session), "{session} is no lease's name");
+            assert_eq!(request.parameters["RoleArn"], ROLE);
+            assert_eq!(request.parameters["DurationSeconds"], "1800");
+            assert_eq!(request.access_key.as_deref(), signed_by);
+            let expected =
+                json!({ "tags": { "repository": ["acme/api"], "run": ["15410912345"] }, "source": "772002" });
+            assert_eq!(told(request), expected);
+        }
+        let session = &accepted[0].parameters["RoleSessionName"];
+        assert!(identity.contains(&format!(":assumed-role/deploy-api/{session}")), "{identity}");
+    }
+    let mut revoke = std::process::Command::new(built("jobpass"));
+    revoke.arg("revoke");
+    let told = job.step(revoke).await;
+    assert_eq!(told.matches("cannot be revoked").count(), 6, "{told}");
+    assert_eq!(job.server.lease_states(), ["outliving"; 6]);
+}
 
 /// The front itself: what AWS refuses, it refuses, so that a request that it lets through says something.
 #[tokio::test]

@@ -1,3 +1,5 @@
 //! Tests against real servers and real CI programs: `tests/run` installs them and runs this.
 
 mod aws;
+mod openbao;
+mod world;

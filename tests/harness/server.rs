@@ -1,0 +1,207 @@
+//! The real server, as a process of its own: `jobpass-exchanger serve` on a spare loopback port.
+
+use crate::{
+    http::client,
+    ports,
+    program::{self, Program},
+};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Mutex,
+};
+use tempfile::TempDir;
+
+/// The form's `grant_type` and `subject_token_type` of an exchange (RFC 8693 §2.1, §3).
+const EXCHANGE: [(&str, &str); 2] = [
+    ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+    ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt"),
+];
+
+/// What a server is to be run with, before it is started.
+pub struct Setup {
+    directory: TempDir,
+    url: String,
+    config: Value,
+    environment: Vec<(&'static str, &'static str)>,
+}
+
+impl Setup {
+    /// A server without issuers, backends and grants, whose address is known already.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "it takes a port and a directory of the machine")]
+    pub fn new() -> Self {
+        let directory = tempfile::Builder::new().prefix("server").tempdir().expect("the temporary directory is there");
+        fs::create_dir(directory.path().join("grants")).expect("the directory is ours");
+        let listen = format!("127.0.0.1:{}", ports::free());
+        let url = format!("http://{listen}");
+        let config = json!({
+            "public_url": url, "listen": listen, "state_dir": directory.path().join("state"),
+            "issuers": {}, "backends": {}, "policies": [directory.path().join("grants")],
+            "audit": { "file": directory.path().join("audit.jsonl") },
+        });
+        Self { directory, url, config, environment: Vec::new() }
+    }
+
+    /// The server's public URL: the audience that its jobs' tokens are for, and the issuer of its own.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Trusts an issuer; it is on loopback.
+    #[must_use]
+    pub fn issuer(mut self, name: &str, url: &str, tenants: &[&str]) -> Self {
+        self.config["issuers"][name] = json!({ "url": url, "tenants": tenants, "insecure_http": true });
+        self
+    }
+
+    /// Adds a backend.
+    #[must_use]
+    pub fn backend(mut self, name: &str, config: Value) -> Self {
+        self.config["backends"][name] = config;
+        self
+    }
+
+    /// Adds a grant file from `tests/systems/fixtures/grants`.
+    #[must_use]
+    pub fn grant(self, file: &str) -> Self {
+        let from = program::root().join("tests/systems/fixtures/grants").join(file);
+        fs::copy(&from, self.directory.path().join("grants").join(file))
+            .unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+        self
+    }
+
+    /// Sets a variable of the server's environment.
+    #[must_use]
+    pub fn environment(mut self, name: &'static str, value: &'static str) -> Self {
+        self.environment.push((name, value));
+        self
+    }
+
+    /// Writes a secret down and returns the reference by which the config names it.
+    #[must_use]
+    pub fn secret(&self, name: &str, text: &str) -> String {
+        let path = self.directory.path().join(name);
+        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        file.and_then(|mut file| file.write_all(text.as_bytes())).expect("the directory is ours");
+        format!("file:{}", path.display())
+    }
+
+    /// Starts the server and waits until it serves.
+    pub async fn start(self) -> Server {
+        let Self { directory, url, config, environment } = self;
+        let file = directory.path().join("jobpass-exchanger.yaml");
+        fs::write(&file, config.to_string()).expect("the directory is ours");
+        let mut server = Server { url, directory, environment, program: None, secrets: Mutex::default() };
+        server.restart().await;
+        server
+    }
+}
+
+/// A running server. Dropping it checks that it left nothing half done and told no secret, and ends it.
+pub struct Server {
+    /// Its public URL.
+    pub url: String,
+    directory: TempDir,
+    environment: Vec<(&'static str, &'static str)>,
+    program: Option<Program>,
+    secrets: Mutex<Vec<String>>,
+}
+
+/// The server's answer to a form.
+#[derive(Debug)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The JSON body.
+    pub body: Value,
+}
+
+impl Server {
+    /// Starts it (again) on the same state.
+    pub async fn restart(&mut self) {
+        self.program = None;
+        let mut command = Command::new(program::built("jobpass-exchanger"));
+        command.args(["serve", "--config"]).arg(self.directory.path().join("jobpass-exchanger.yaml"));
+        command.envs(self.environment.iter().copied());
+        let keys = format!("{}/.well-known/jwks.json", self.url);
+        let serves = async || client().get(&keys).send().await.is_ok_and(|answer| answer.status().is_success());
+        self.program = Some(Program::start(command).ready(serves).await);
+    }
+
+    /// Exchanges a token for the credential of a grant; `more` are further fields of the form.
+    pub async fn exchange(&self, grant: &str, token: &str, more: &[(&str, &str)]) -> Answer {
+        let form = [&EXCHANGE[..], &[("audience", grant), ("subject_token", token)], more].concat();
+        self.keep_quiet(token);
+        let answer = self.post("/token", &form).await;
+        for pointer in ["/access_token", "/refresh_token"] {
+            if let Some(secret) = answer.body.pointer(pointer).and_then(Value::as_str) {
+                self.keep_quiet(secret);
+            }
+        }
+        answer
+    }
+
+    /// Posts a form.
+    pub async fn post(&self, path: &str, form: &[(&str, &str)]) -> Answer {
+        let answer = client().post(format!("{}{path}", self.url)).form(form).send().await.expect("the server answers");
+        let status = answer.status().as_u16();
+        Answer { status, body: answer.json().await.expect("the server answers in JSON") }
+    }
+
+    /// Says that a text must not appear in the server's log or audit.
+    pub fn keep_quiet(&self, secret: &str) {
+        self.secrets.lock().expect("no test dies in here").push(secret.to_owned());
+    }
+
+    /// All leases, the ended ones too, as an admin sees them.
+    #[must_use]
+    pub fn leases(&self) -> Vec<Value> {
+        let mut command = Command::new(program::built("jobpass-exchanger"));
+        command.args(["leases", "list", "--ended", "--json", "--state-dir"]).arg(self.directory.path().join("state"));
+        let output = command.output().expect("the admin's command runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("the admin's command prints JSON")
+    }
+
+    /// The state of each lease, and how it ended: `ended: revoked`.
+    #[must_use]
+    pub fn lease_states(&self) -> Vec<String> {
+        let told = |lease: &Value| match (lease["state"]["state"].as_str(), lease["state"]["how"].as_str()) {
+            (Some(state), Some(how)) => format!("{state}: {how}"),
+            (state, _) => state.unwrap_or_default().to_owned(),
+        };
+        self.leases().iter().map(told).collect()
+    }
+
+    /// The audit log, as streamed to its file.
+    #[must_use]
+    pub fn audit(&self) -> String {
+        fs::read_to_string(self.path("audit.jsonl")).unwrap_or_default()
+    }
+
+    fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let Some(program) = self.program.take() else { return };
+        let log = program.log();
+        if std::thread::panicking() {
+            println!("the server's log:\n{log}");
+            return;
+        }
+        for secret in self.secrets.lock().expect("no test dies in here").iter() {
+            assert!(!log.contains(secret), "a secret is in the server's log:\n{log}");
+            assert!(!self.audit().contains(secret), "a secret is in the audit log");
+        }
+        assert!(self.lease_states().iter().all(|state| state != "pending"), "a lease is left pending:\n{log}");
+    }
+}
