@@ -108,7 +108,7 @@ impl fmt::Display for Refusal {
             write!(f, "\n  {reason}")?;
         }
         if let Some(id) = &self.body.decision_id {
-            write!(f, "\n  the server's operators find the whole reason under decision {id}")?;
+            write!(f, "\n  decision_id: {id}")?;
         }
         Ok(())
     }

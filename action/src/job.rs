@@ -125,8 +125,8 @@ impl Job {
         if answer.state == Some(LeaseState::Outliving) {
             let left =
                 answer.until.map(|until| format!(" for another {}s", (until - now()).max(0))).unwrap_or_default();
-            self.talk.warn(&format!(
-                "the credential of grant `{}` cannot be taken back: it stays valid{left} (lease {})",
+            self.talk.say(&format!(
+                "{}: the credential cannot be taken back: it stays valid{left} (lease {})",
                 held.grant, held.lease
             ));
         }

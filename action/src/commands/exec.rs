@@ -47,7 +47,7 @@ fn run_with(
 ) -> anyhow::Result<u8> {
     for lease in &leases {
         let (given, life) = (&lease.given, shown(lease.expires_in));
-        let how = if lease.revocable { "revoked when the command ends" } else { "not revocable before that" };
+        let how = if lease.revocable { "taken back when the command ends" } else { "it cannot be taken back earlier" };
         job.talk.say(&format!("{}: a credential of type {} for {life}, {how}", given.grant, given.credential.kind()));
     }
     let given: Vec<_> = leases.into_iter().map(|lease| lease.given).collect();

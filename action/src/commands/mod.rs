@@ -191,12 +191,12 @@ fn seconds(text: &str) -> Result<u32, &'static str> {
     number.and_then(|number| number.checked_mul(unit)).ok_or("must be a number of seconds, or such as 90s, 15m, 1h")
 }
 
-/// A lifetime for people: the largest unit that loses nothing worth telling.
+/// A lifetime for people, rounded.
 fn shown(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds}s"),
-        120..7200 => format!("{}m", seconds / 60),
-        _ => format!("{}h", seconds / 3600),
+        120..7200 => format!("{}m", (seconds + 30) / 60),
+        _ => format!("{}h", (seconds + 1800) / 3600),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{EXIT_FAILURE, Settings, print, sleep};
 use crate::{client::Client, env::Env, outbound::Outbound};
 use anyhow::Context as _;
-use jobpass_protocol::{LeaseHandle, RevokeResponse};
+use jobpass_protocol::{LeaseHandle, LeaseState, RevokeResponse};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -28,7 +28,9 @@ pub(super) fn run(args: &RevokeArgs, settings: &Settings, env: Env) -> anyhow::R
     let job = settings.job(env)?;
     let returned = job.give_back(job.session.leases()?, &sleep);
     job.end_session()?;
-    for (held, answer) in returned.iter().filter_map(|r| Some((&r.held, r.result.as_ref().ok()?))) {
+    let answered = returned.iter().filter_map(|r| Some((&r.held, r.result.as_ref().ok()?)));
+    // Those that cannot be taken back were told of, with the time that they have left.
+    for (held, answer) in answered.filter(|(_, answer)| answer.state != Some(LeaseState::Outliving)) {
         job.talk.say(&format!("{}: lease {}: {}", held.grant, held.lease, told(answer)));
     }
     if args.json {
@@ -56,11 +58,10 @@ fn read_handle(path: &Path) -> anyhow::Result<LeaseHandle> {
 }
 
 fn told(answer: &RevokeResponse) -> &'static str {
-    use jobpass_protocol::LeaseState::{Ended, Outliving, Revoking};
     match answer.state {
-        Some(Ended) => "ended",
-        Some(Revoking) => "being revoked",
-        Some(Outliving) => "cannot be revoked, ends by itself",
+        Some(LeaseState::Ended) => "ended",
+        Some(LeaseState::Revoking) => "being revoked",
+        Some(LeaseState::Outliving) => "cannot be revoked, ends by itself",
         None => "unknown to the server",
     }
 }

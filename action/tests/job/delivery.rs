@@ -2,7 +2,7 @@
 
 use crate::{
     Ci, Job,
-    fake::{KEY, PASSWORD, Seen},
+    fake::{KEY, PASSWORD, Reply, Seen},
 };
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
@@ -134,6 +134,22 @@ fn aws_tools_get_their_document() {
         r#"{"Version":1,"AccessKeyId":"ASIA1","SecretAccessKey":"aws-secret","SessionToken":"aws-token","Expiration":"2026-01-01T00:00:00Z"}"#
     );
     assert!(matches!(&job.fake.seen()[1], Seen::Exchange { ttl: Some(900), .. }));
+}
+
+#[test]
+fn what_outlives_its_lease_is_told_with_the_time_that_is_left() {
+    let job = Job::new(Ci::GitLab);
+    job.run(&["get", "--grant", "aws", "--to", "secret"]);
+    job.fake.script(&[Reply::Status(200, "", r#"{"state":"outliving","until":4102444800}"#)]);
+    let ended = job.run(&["revoke", "--json"]);
+    assert_eq!(ended.code, Some(0));
+    assert!(ended.stdout.contains(r#""state":"outliving","until":4102444800"#), "{}", ended.stdout);
+    assert_eq!(
+        ended.stderr.matches("cannot be taken back: it stays valid for another ").count(),
+        1,
+        "{}",
+        ended.stderr
+    );
 }
 
 #[test]

@@ -106,7 +106,7 @@ fn a_denial_says_why_and_what_now() {
         error.starts_with("::error title=jobpass::grant `nothing` is refused (invalid_target): not yours%0A"),
         "{error}"
     );
-    assert!(error.ends_with("under decision d-1"), "{error}");
+    assert!(error.ends_with("%0A  decision_id: d-1"), "{error}");
 }
 
 #[test]
