@@ -32,6 +32,9 @@ const EXIT_CANNOT_RUN: u8 = 126;
 /// The command was not found.
 const EXIT_NOT_FOUND: u8 = 127;
 
+/// Set for the child, so that a jobpass within it can tell why there is no token.
+pub(crate) const INSIDE: &str = "JOBPASS_EXEC";
+
 /// Variables with which a process could get tokens of its own, in the CIs that we know.
 const CI_TOKENS: &[&str] = &[
     "ACTIONS_ID_TOKEN_REQUEST_URL",
@@ -91,7 +94,7 @@ pub(crate) fn run(
     forbidden(env, plan.tokens).for_each(|name| {
         command.env_remove(name);
     });
-    command.envs(plan.variables.iter().map(|variable| (&variable.name, variable.value.expose())));
+    command.env(INSIDE, "1").envs(plan.variables.iter().map(|variable| (&variable.name, variable.value.expose())));
     let mut child = command.spawn().map_err(failed)?;
     // The command's own copy of the credential is no longer needed.
     drop(command);

@@ -4,6 +4,7 @@ use crate::{
     client::{Ask, Client, ClientError, Pause, ServerUrl},
     deliver::{Given, file},
     env::{Env, now},
+    exec::INSIDE,
     mask::{MIN_LENGTH, Needles},
     outbound::Outbound,
     redact::Redactor,
@@ -11,6 +12,7 @@ use crate::{
     sources::{self, JobToken, Source, SourceError},
     talk::Talk,
 };
+use anyhow::ensure;
 use jobpass_protocol::{LeaseState, RevokeResponse, Secret};
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -65,6 +67,7 @@ impl Job {
     /// # Errors
     /// The first failure.
     pub(crate) fn obtain(&self, asks: &[Ask], pause: Pause<'_>) -> anyhow::Result<Vec<Lease>> {
+        ensure!(self.env.text(INSIDE).is_none(), SourceError::InsideExec);
         let mut leases = Vec::new();
         let hide = |token: &Secret| self.hide_own(token);
         let mut token = JobToken::new(self.source.as_ref(), &hide);

@@ -51,6 +51,12 @@ pub(crate) enum SourceError {
          elsewhere, put a token whose audience is the server's public_url into JOBPASS_ID_TOKEN"
     )]
     NoCi,
+    /// The command that `jobpass exec` runs has no token of its own.
+    #[error(
+        "inside `jobpass exec` there is no CI token: it is kept from the command on purpose\n  \
+         give the outer `jobpass exec` every --grant that the command needs"
+    )]
+    InsideExec,
     /// GitHub gives the job no right to a token.
     #[error(
         "GitHub gives this job no id token\n  add this to the job (and, in a reusable workflow, to the job that calls it):\n    \

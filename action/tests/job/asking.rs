@@ -109,6 +109,7 @@ fn setups_that_cannot_work_name_their_cure() {
         (&[("JOBPASS_ID_TOKEN", "x")], &[], "does not hold a signed token"),
         (&[("GITLAB_CI", ""), ("JOBPASS_ID_TOKEN", "")], &[], "neither GitHub Actions nor GitLab CI"),
         (&[("GITHUB_ACTIONS", "true")], &[], "id-token: write"),
+        (&[("JOBPASS_EXEC", "1")], &[], "give the outer `jobpass exec` every --grant"),
         (
             &[("JOBPASS_CA_FILE", "/nowhere")],
             &["--url", "https://127.0.0.1:1"],
