@@ -312,6 +312,7 @@ impl<'a> FileCompiler<'a> {
             cases: document.tests.into_iter().map(|case| Case::new(self.file, case)).collect(),
             file: self.file.clone(),
             at: place(self.file, &document.grant),
+            ttl_at: place(self.file, &document.ttl),
         };
         for problem in all.guards.against(&grant) {
             self.report_at(&document.grant, problem);
@@ -328,7 +329,10 @@ impl<'a> FileCompiler<'a> {
         for allow in written.iter().filter(|allow| allow.value.reason.value.trim().is_empty()) {
             self.report_at(&allow.value.reason, Problem::AllowReason(allow.value.lint.value.clone()));
         }
-        written.iter().map(|allow| Allow { lint: allow.value.lint.clone() }).collect()
+        written
+            .iter()
+            .map(|allow| Allow { lint: allow.value.lint.clone(), at: place(self.file, &allow.value.lint) })
+            .collect()
     }
 
     pub(crate) fn condition(&mut self, profile: &Arc<Profile>, when: Option<&At<String>>) -> Option<Condition> {
@@ -423,9 +427,13 @@ impl<'a> FileCompiler<'a> {
             condition,
             mode: written.mode.as_ref().map(|mode| mode.value).unwrap_or_default(),
             allow,
+            is_shared: issuer.shared,
+            at: place(self.file, &written.name),
+            claims_at: written.matches.0.iter().map(|(claim, _)| place(self.file, claim)).collect(),
+            when_at: written.when.as_ref().and_then(|when| place(self.file, when)),
         };
         let tenant = issuer.profile.tenant_claim();
-        if !rule.callers_are_ours && !tenant.is_some_and(|tenant| rule.pins(tenant)) {
+        if !rule.callers_are_ours && !issuer.profile.pins_tenant(|claim| rule.pins(claim)) {
             let (profile, claim) = (issuer.profile.title().to_owned(), tenant.map(str::to_owned));
             self.report_at(&written.name, Problem::TenantPin { profile, claim });
             return None;

@@ -371,7 +371,7 @@ fn options() -> serde_saphyr::Options {
             max_depth: 16,
             flow_nesting_limit: 16,
             max_documents: 1,
-            max_nodes: 50_000,
+            max_nodes: 10_000,
             max_merge_keys: 0,
         },
         merge_keys: MergeKeyPolicy::Error,

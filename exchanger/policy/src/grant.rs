@@ -77,6 +77,8 @@ pub struct Grant {
     pub(crate) file: Text,
     /// Where its name stands.
     pub(crate) at: Option<Range<usize>>,
+    /// Where its TTL stands.
+    pub(crate) ttl_at: Option<Range<usize>>,
 }
 
 impl Grant {
@@ -183,12 +185,21 @@ pub struct Rule {
     pub(crate) condition: Option<Condition>,
     pub(crate) mode: Mode,
     pub(crate) allow: Vec<Allow>,
+    /// Whether strangers can get tokens of its issuer.
+    pub(crate) is_shared: bool,
+    /// Where its name stands.
+    pub(crate) at: Option<Range<usize>>,
+    /// Where the claims of its checks stand, in their order.
+    pub(crate) claims_at: Vec<Option<Range<usize>>>,
+    /// Where its condition stands.
+    pub(crate) when_at: Option<Range<usize>>,
 }
 
 /// A lint rule that does not count.
 #[derive(Clone, Debug)]
 pub(crate) struct Allow {
     pub(crate) lint: At<String>,
+    pub(crate) at: Option<Range<usize>>,
 }
 
 impl Rule {
@@ -226,6 +237,12 @@ impl Rule {
     #[must_use]
     pub fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// Where the line of a check stands.
+    pub(crate) fn place_of(&self, check: &Check) -> Option<Range<usize>> {
+        let index = self.checks.iter().position(|known| known.claim == check.claim)?;
+        self.claims_at.get(index).cloned().flatten()
     }
 
     /// The values that the rule accepts of a claim, where it lists them.

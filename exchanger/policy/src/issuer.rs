@@ -155,6 +155,10 @@ pub struct LintFacts {
     pub environment: Option<String>,
     /// A reusable workflow's claims.
     pub reusable: Option<Reusable>,
+    /// The claim that says whether the environment has a protection.
+    pub environment_protected: Option<String>,
+    /// Claims that are free text of whoever writes the pipeline.
+    pub free_text: Vec<String>,
     /// Two claims that differ when a fork's code runs in the parent project.
     pub fork: Option<Fork>,
     /// Claims that do not say whether they are a branch or a tag.
@@ -228,6 +232,7 @@ pub struct Profile {
     has_jti: bool,
     uses_per_token: u32,
     tenant: Option<String>,
+    tenant_also: Vec<String>,
     subject: Option<Subject>,
     lint: LintFacts,
     claims: Vec<Claim>,
@@ -384,6 +389,20 @@ impl Profile {
         self.tenant.as_deref()
     }
 
+    /// Whether pinning the claims that `pins` says yes to pins the tenant: its own claim, or one
+    /// that belongs to one tenant as surely.
+    #[must_use]
+    pub fn pins_tenant(&self, pins: impl Fn(&str) -> bool) -> bool {
+        self.tenant.iter().chain(&self.tenant_also).any(|claim| pins(claim))
+    }
+
+    /// The claim whose value must have a known shape.
+    #[must_use]
+    pub fn subject(&self) -> Option<&str> {
+        let slot = self.subject.as_ref()?.slot;
+        self.claim_at(slot).map(|claim| &*claim.name)
+    }
+
     /// What linting knows about this CI.
     #[must_use]
     pub fn lint(&self) -> &LintFacts {
@@ -479,8 +498,22 @@ fn is_loopback(url: &str) -> bool {
 }
 
 /// The profiles' texts by name.
-pub(crate) const SOURCES: &[(&str, &str)] =
-    &[("github", include_str!("../issuers/github.toml")), ("gitlab", include_str!("../issuers/gitlab.toml"))];
+pub(crate) const SOURCES: &[(&str, &str)] = &[
+    ("github", include_str!("../issuers/github.toml")),
+    ("gitlab", include_str!("../issuers/gitlab.toml")),
+    ("buildkite", include_str!("../issuers/buildkite.toml")),
+    ("circleci", include_str!("../issuers/circleci.toml")),
+    ("bitbucket", include_str!("../issuers/bitbucket.toml")),
+    ("azure-devops", include_str!("../issuers/azure-devops.toml")),
+    ("terraform", include_str!("../issuers/terraform.toml")),
+    ("jenkins", include_str!("../issuers/jenkins.toml")),
+    ("codefresh", include_str!("../issuers/codefresh.toml")),
+    ("semaphore", include_str!("../issuers/semaphore.toml")),
+    ("forgejo", include_str!("../issuers/forgejo.toml")),
+    ("kubernetes", include_str!("../issuers/kubernetes.toml")),
+    ("spiffe", include_str!("../issuers/spiffe.toml")),
+    ("google", include_str!("../issuers/google.toml")),
+];
 
 static PROFILES: LazyLock<Vec<Arc<Profile>>> = LazyLock::new(|| {
     SOURCES
@@ -511,6 +544,8 @@ struct File {
     jti: bool,
     uses_per_token: u32,
     tenant: Option<String>,
+    #[serde(default)]
+    tenant_also: Vec<String>,
     subject: Option<FileSubject>,
     #[serde(default)]
     lint: LintFacts,
@@ -601,6 +636,7 @@ impl File {
             has_jti: file.jti,
             uses_per_token: file.uses_per_token,
             tenant: file.tenant,
+            tenant_also: file.tenant_also,
             subject: None,
             lint: file.lint,
             claims: Vec::new(),
@@ -703,13 +739,14 @@ impl Profile {
 
     fn check_names(&self) -> Result<(), ProfileError> {
         let lint = &self.lint;
-        let optional = [&lint.event, &lint.runner, &lint.environment, &self.tenant];
+        let optional = [&lint.event, &lint.runner, &lint.environment, &lint.environment_protected, &self.tenant];
         let reusable = lint.reusable.iter().flat_map(|r| [&r.claim, &r.sha].into_iter().chain(&r.caller));
         let fork = lint.fork.iter().flat_map(|f| [&f.claim, &f.must_equal]);
         let ref_type = lint.ref_type.iter().flat_map(|r| r.claims.iter().chain(&r.by));
         let names = (self.required.iter().map(|name| ("required", name)))
             .chain(lint.code.iter().map(|name| ("lint.code", name)))
-            .chain(optional.into_iter().flatten().map(|name| ("lint", name)))
+            .chain(optional.into_iter().flatten().chain(&lint.free_text).map(|name| ("lint", name)))
+            .chain(self.tenant_also.iter().map(|name| ("tenant_also", name)))
             .chain(reusable.map(|name| ("lint.reusable", name)))
             .chain(fork.map(|name| ("lint.fork", name)))
             .chain(ref_type.map(|name| ("lint.ref_type", name)))

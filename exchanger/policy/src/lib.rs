@@ -13,8 +13,10 @@ pub mod fixtures;
 pub mod grant;
 pub mod guards;
 pub mod issuer;
+pub mod lint;
 pub mod pattern;
 mod problem;
+pub mod report;
 pub mod source;
 pub mod template;
 

@@ -187,6 +187,14 @@ pub(crate) enum Pattern {
 }
 
 impl Pattern {
+    /// The pattern as written.
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Self::Glob(glob) => glob.text(),
+            Self::Regex(regex) => regex.text(),
+        }
+    }
+
     pub(crate) fn is_match(&self, value: &str) -> bool {
         match self {
             Self::Glob(glob) => glob.is_match(value),

@@ -65,6 +65,11 @@ impl Diagnostic {
         self
     }
 
+    pub(crate) fn with_severity(mut self, severity: Severity) -> Self {
+        self.severity = severity;
+        self
+    }
+
     /// The file that it is about.
     #[must_use]
     pub fn path(&self) -> &str {

@@ -8,3 +8,5 @@ mod common;
 mod compiling;
 #[cfg(test)]
 mod deciding;
+#[cfg(test)]
+mod linting;
