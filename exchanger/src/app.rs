@@ -162,12 +162,9 @@ pub struct Checked {
 /// # Errors
 /// When an issuer or a backend cannot be built.
 pub fn check(config: &Config) -> Result<Checked, StartError> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let scratch = Scratch::make()?;
-    let keys = Keys::open(&scratch.0, Arc::clone(&clock), config.signing.clone())?;
-    let backends = build_backends(config, &clock, &keys)?;
-    build_verifier(config, &clock)?;
-    let compiled = policies::check(&config.policies, &policy_issuers(config), &backends)
+    let (issuers, backends) = policy_world(config)?;
+    build_verifier(config, &(Arc::new(SystemClock) as Arc<dyn Clock>))?;
+    let compiled = policies::check(&config.policies, &issuers, &backends)
         .map_err(|source| StartError::Io { what: "policies".to_owned(), source })?;
     Ok(Checked {
         errors: compiled
@@ -178,6 +175,17 @@ pub fn check(config: &Config) -> Result<Checked, StartError> {
         diagnostics: compiled.diagnostics.iter().map(|diagnostic| diagnostic.render(false)).collect(),
         grants: compiled.set.grants().count(),
     })
+}
+
+/// What policies are compiled against: a config's issuers and backends, without a server.
+///
+/// # Errors
+/// When a backend cannot be built.
+pub fn policy_world(config: &Config) -> Result<(Vec<jobpass_policy::Issuer>, Backends), StartError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let scratch = Scratch::make()?;
+    let keys = Keys::open(&scratch.0, Arc::clone(&clock), config.signing.clone())?;
+    Ok((policy_issuers(config), build_backends(config, &clock, &keys)?))
 }
 
 /// A directory for keys that nobody will need again.

@@ -262,7 +262,8 @@ impl Case {
     }
 }
 
-fn set(object: &mut Map<String, Json>, path: &[String], value: Json) {
+/// Puts a value where a claim lies; null takes it away.
+pub(crate) fn set(object: &mut Map<String, Json>, path: &[String], value: Json) {
     match path {
         [] => {}
         [last] if value.is_null() => drop(object.remove(last)),

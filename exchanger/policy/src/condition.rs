@@ -17,7 +17,7 @@ use cel::{
     objects::{Key, Map},
     parser::Macro,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
     fmt,
@@ -119,7 +119,7 @@ impl fmt::Debug for Condition {
 }
 
 /// What a condition read, and what came of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConditionTrace {
     /// The condition as written.
     pub source: String,

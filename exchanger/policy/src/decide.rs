@@ -11,7 +11,7 @@ use crate::{
     guards::{Guards, is_overdue},
 };
 use jobpass_protocol::{GrantName, IssuerName, RuleName};
-use serde::{Serialize, Serializer, ser::SerializeStruct};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeStruct};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -199,7 +199,7 @@ impl Denial {
 }
 
 /// What each rule of a grant wanted and what the token said.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trace {
     /// The grant, as asked.
     pub grant: String,
@@ -208,7 +208,7 @@ pub struct Trace {
 }
 
 /// What one rule wanted and what the token said.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleTrace {
     /// The rule.
     pub rule: RuleName,
@@ -252,7 +252,7 @@ impl RuleTrace {
 }
 
 /// What one line of a rule wanted and what the token said.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct CheckTrace {
     /// The claim.
     pub claim: String,
@@ -261,6 +261,7 @@ pub struct CheckTrace {
     /// What it is; `None` where it is not there.
     pub got: Option<String>,
     /// Whether the audit log may hold what it is. Serialized, the value is left out if not.
+    #[serde(skip, default = "known")]
     pub recorded: bool,
     /// Whether it matches.
     pub matches: bool,
@@ -273,6 +274,11 @@ impl CheckTrace {
         let got = self.got.as_deref().unwrap_or("absent");
         format!("`{}` is {got}, wanted {}", self.claim, self.wanted)
     }
+}
+
+/// What was stored may be said.
+fn known() -> bool {
+    true
 }
 
 impl Serialize for CheckTrace {

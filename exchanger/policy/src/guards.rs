@@ -34,10 +34,10 @@ pub struct Guards {
 pub(crate) struct Forbid {
     pub(crate) name: RuleName,
     pub(crate) issuer: IssuerName,
-    profile: Arc<Profile>,
-    select: Select,
-    checks: Vec<Check>,
-    condition: Option<Condition>,
+    pub(crate) profile: Arc<Profile>,
+    pub(crate) select: Select,
+    pub(crate) checks: Vec<Check>,
+    pub(crate) condition: Option<Condition>,
 }
 
 /// A time in which nothing is issued.
@@ -71,7 +71,7 @@ pub(crate) struct Select {
 }
 
 impl Select {
-    fn covers(&self, grant: &GrantName, backend: &str) -> bool {
+    pub(crate) fn covers(&self, grant: &GrantName, backend: &str) -> bool {
         let by_name = self.grants.is_empty() || self.grants.iter().any(|glob| glob.is_match(grant.as_str()));
         by_name && (self.backends.is_empty() || self.backends.iter().any(|name| name == backend))
     }

@@ -128,6 +128,11 @@ impl Claim {
         self.chars.as_ref().is_none_or(|chars| chars.is_match(c.encode_utf8(&mut [0; 4])))
     }
 
+    /// A regular expression of the characters that the platform promises.
+    pub(crate) fn alphabet(&self) -> Option<&str> {
+        self.chars.as_ref().map(unwrapped)
+    }
+
     /// Whether the platform promises which characters the values have.
     #[must_use]
     pub fn has_alphabet(&self) -> bool {
@@ -215,6 +220,24 @@ pub struct Demand {
     pub because: String,
 }
 
+/// How to speak of a CI's jobs.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Words {
+    /// What runs: `any workflow`.
+    pub any: String,
+    /// Claims that say which one, each with what to say of its value: `["workflow_ref", "workflow {}"]`.
+    pub which: Vec<(String, String)>,
+    /// Other claims, in the order in which to speak of them.
+    pub say: Vec<(String, String)>,
+}
+
+impl Default for Words {
+    fn default() -> Self {
+        Self { any: "any job".to_owned(), which: Vec::new(), say: Vec::new() }
+    }
+}
+
 /// What a CI's tokens look like.
 #[derive(Debug)]
 pub struct Profile {
@@ -235,6 +258,7 @@ pub struct Profile {
     tenant_also: Vec<String>,
     subject: Option<Subject>,
     lint: LintFacts,
+    words: Words,
     claims: Vec<Claim>,
     prefixes: Vec<Claim>,
     by_name: HashMap<Box<str>, u32>,
@@ -403,6 +427,12 @@ impl Profile {
         self.claim_at(slot).map(|claim| &*claim.name)
     }
 
+    /// How to speak of this CI's jobs.
+    #[must_use]
+    pub fn words(&self) -> &Words {
+        &self.words
+    }
+
     /// What linting knows about this CI.
     #[must_use]
     pub fn lint(&self) -> &LintFacts {
@@ -472,6 +502,12 @@ impl Profile {
 
     pub(crate) fn derivations(&self) -> &[Derivation] {
         &self.derivations
+    }
+
+    /// What a usable subject looks like, as a regular expression, where the claim is the subject.
+    pub(crate) fn subject_shape(&self, name: &str) -> Option<String> {
+        let subject = self.subject.as_ref().filter(|subject| self.by_name.get(name) == Some(&subject.slot))?;
+        Some(subject.shapes.iter().map(unnamed).collect::<Vec<_>>().join("|"))
     }
 
     /// Whether the claim in `slot` is the subject, and `value` has none of the shapes it can have.
@@ -549,6 +585,8 @@ struct File {
     subject: Option<FileSubject>,
     #[serde(default)]
     lint: LintFacts,
+    #[serde(default)]
+    words: Words,
     claims: BTreeMap<String, FileClaim>,
     #[serde(default)]
     derived: BTreeMap<String, FileDerived>,
@@ -614,6 +652,19 @@ fn whole(pattern: &str) -> Result<Regex, regex::Error> {
     Regex::new(&format!(r"\A(?:{pattern})\z"))
 }
 
+/// The pattern without the names of its groups, so that it can stand beside another one.
+pub(crate) fn unnamed(whole: &Regex) -> String {
+    whole.capture_names().flatten().fold(unwrapped(whole).to_owned(), |pattern, name| {
+        pattern.replace(&format!("(?<{name}>"), "(?:").replace(&format!("(?P<{name}>"), "(?:")
+    })
+}
+
+/// The pattern that [`whole`] was given.
+pub(crate) fn unwrapped(whole: &Regex) -> &str {
+    let pattern = whole.as_str();
+    pattern.strip_prefix(r"\A(?:").and_then(|rest| rest.strip_suffix(r")\z")).unwrap_or(pattern)
+}
+
 impl File {
     fn parse(text: &str) -> Result<Profile, ProfileError> {
         let file: Self = toml::from_str(text)?;
@@ -639,6 +690,7 @@ impl File {
             tenant_also: file.tenant_also,
             subject: None,
             lint: file.lint,
+            words: file.words,
             claims: Vec::new(),
             prefixes: Vec::new(),
             by_name: HashMap::new(),
@@ -751,6 +803,7 @@ impl Profile {
             .chain(fork.map(|name| ("lint.fork", name)))
             .chain(ref_type.map(|name| ("lint.ref_type", name)))
             .chain(lint.refuse.keys().map(|name| ("lint.refuse", name)))
+            .chain(self.words.which.iter().chain(&self.words.say).map(|(name, _)| ("words", name)))
             .chain(lint.demand.iter().flat_map(|d| &d.any_of).map(|name| ("lint.demand", name)))
             .chain(self.claims.iter().filter_map(|claim| claim.id.as_ref()).map(|name| ("id", name)));
         for (by, name) in names {

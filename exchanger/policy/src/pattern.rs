@@ -5,7 +5,7 @@
 
 use crate::{
     claims::{Held, Value, canonical_int},
-    issuer::{Claim, Kind},
+    issuer::{Claim, Kind, unnamed},
 };
 use regex::{Regex, RegexBuilder};
 use std::fmt;
@@ -116,6 +116,10 @@ impl Glob {
         &self.text
     }
 
+    pub(crate) fn separators(&self) -> &str {
+        &self.separators
+    }
+
     /// Two cursors and the last star: a star that may not cross a separator never has to be taken
     /// back once a later star was reached, because what lies between the two fixes or outlives it.
     pub(crate) fn is_match(&self, value: &str) -> bool {
@@ -172,6 +176,11 @@ impl WholeRegex {
 
     pub(crate) fn text(&self) -> &str {
         &self.text
+    }
+
+    /// The text without the names of its groups.
+    pub(crate) fn unnamed(&self) -> String {
+        unnamed(&self.regex)
     }
 
     pub(crate) fn is_match(&self, value: &str) -> bool {

@@ -1,20 +1,24 @@
 //! From paths to a compiled policy set: the only place that reads policy files offline.
 
+use crate::{
+    app,
+    config::{Config, Env},
+};
 use anyhow::{Context as _, bail};
 use clap::Args;
-use jobpass_policy::{AnyCredential, Issuer, PolicySet, Profile, Source, compile};
+use jobpass_policy::{AnyCredential, Issuer, PolicySet, Profile, Source, SpecCompiler, compile};
 use jobpass_protocol::IssuerName;
 use std::{
     fs,
-    io::Write as _,
+    io::{Read as _, Write as _},
     path::{Path, PathBuf},
 };
 
 /// Which policies.
 #[derive(Args, Debug)]
-pub struct PolicyFiles {
-    /// Grant files, and directories of them.
-    #[arg(value_name = "PATH", default_value = ".")]
+pub(super) struct PolicyFiles {
+    /// Grant files, and directories of them; the config's directories, or this one, if none is named.
+    #[arg(value_name = "PATH")]
     paths: Vec<PathBuf>,
     #[command(flatten)]
     world: World,
@@ -22,18 +26,21 @@ pub struct PolicyFiles {
 
 /// What a server's configuration would say.
 #[derive(Args, Debug)]
-pub struct World {
+pub(super) struct World {
+    /// The server's config: issuers and backends are its own, not those that the profiles assume.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// An issuer and the CI that it is of, where rules name it by another name than the CI's profile.
-    #[arg(long = "issuer", value_name = "NAME=PROFILE", value_parser = issuer)]
-    issuers: Vec<Issuer>,
+    #[arg(long = "assume", value_name = "NAME=PROFILE", value_parser = issuer)]
+    assumed: Vec<Issuer>,
 }
 
-/// Policies, and what they were read from.
-pub struct Loaded {
+/// Policies, and what they were compiled against.
+pub(super) struct Loaded {
     /// The grants.
-    pub set: PolicySet,
+    pub(super) set: PolicySet,
     /// The issuers that rules can name.
-    pub issuers: Vec<Issuer>,
+    pub(super) issuers: Vec<Issuer>,
 }
 
 impl PolicyFiles {
@@ -41,7 +48,7 @@ impl PolicyFiles {
     ///
     /// # Errors
     /// When a file cannot be read or does not compile.
-    pub fn load(&self) -> anyhow::Result<Loaded> {
+    pub(super) fn load(&self) -> anyhow::Result<Loaded> {
         self.world.load(&self.paths)
     }
 }
@@ -51,29 +58,39 @@ impl World {
     ///
     /// # Errors
     /// When a file cannot be read or does not compile: the diagnostics go to standard error.
-    pub fn load(&self, paths: &[PathBuf]) -> anyhow::Result<Loaded> {
-        let sources = read(paths)?;
-        let issuers = self.issuers();
-        let compiled = compile(&sources, &issuers, &AnyCredential);
-        let mut stderr = std::io::stderr().lock();
-        for diagnostic in &compiled.diagnostics {
-            writeln!(stderr, "{}", diagnostic.render(false))?;
-        }
-        if compiled.has_errors() {
-            bail!("the policies have errors: the server would not load them");
-        }
-        Ok(Loaded { set: compiled.set, issuers })
+    pub(super) fn load(&self, paths: &[PathBuf]) -> anyhow::Result<Loaded> {
+        let Some(config) = &self.config else {
+            let here = [PathBuf::from(".")];
+            let sources = read(if paths.is_empty() { &here } else { paths })?;
+            return compiled(&sources, self.issuers(), &AnyCredential);
+        };
+        let config = Config::load(config, &Env::system())?;
+        let (issuers, backends) = app::policy_world(&config)?;
+        let sources = read(if paths.is_empty() { &config.policies } else { paths })?;
+        compiled(&sources, issuers, &backends)
     }
 
     /// The issuers named by flags, and for every profile the one of its name.
     fn issuers(&self) -> Vec<Issuer> {
-        let mut issuers = self.issuers.clone();
+        let mut issuers = self.assumed.clone();
         for profile in Profile::all() {
             let assumed = IssuerName::parse(profile.name()).ok().and_then(|name| Issuer::assumed(&name));
-            issuers.extend(assumed.filter(|assumed| self.issuers.iter().all(|issuer| issuer.name != assumed.name)));
+            issuers.extend(assumed.filter(|assumed| self.assumed.iter().all(|issuer| issuer.name != assumed.name)));
         }
         issuers
     }
+}
+
+fn compiled(sources: &[Source], issuers: Vec<Issuer>, specs: &dyn SpecCompiler) -> anyhow::Result<Loaded> {
+    let compiled = compile(sources, &issuers, specs);
+    let mut stderr = std::io::stderr().lock();
+    for diagnostic in &compiled.diagnostics {
+        writeln!(stderr, "{}", diagnostic.render(false))?;
+    }
+    if compiled.has_errors() {
+        bail!("the policies have errors: the server would not load them");
+    }
+    Ok(Loaded { set: compiled.set, issuers })
 }
 
 fn issuer(text: &str) -> Result<Issuer, String> {
@@ -83,47 +100,70 @@ fn issuer(text: &str) -> Result<Issuer, String> {
     assumed.map(|issuer| Issuer { name, ..issuer }).ok_or_else(|| format!("there is no profile {profile}"))
 }
 
-/// Reads policy files; directories with those below them, in the order of their names.
+/// Reads policy files; of directories, those in them and below them that are policies.
 ///
 /// # Errors
 /// When one cannot be read, or there are none.
 pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
-    let mut files = Vec::new();
+    let mut sources = Vec::new();
     for path in paths {
         if path.is_dir() {
-            find(path, &mut files).with_context(|| path.display().to_string())?
+            find(path, &mut sources)?;
         } else {
-            files.push(path.clone())
+            sources.push(source(path)?);
         }
     }
-    let read = |path: &PathBuf| {
-        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        Ok(Source { path: path.display().to_string(), text })
-    };
-    let sources: Vec<Source> = files.iter().map(read).collect::<anyhow::Result<_>>()?;
     if sources.is_empty() {
-        bail!(
-            "there is no grant file (*.yaml) in {}",
-            paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
-        );
+        let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+        bail!("there is no grant file (*.yaml with `grant:`) in {}", paths.join(", "));
     }
     Ok(sources)
 }
 
-fn find(directory: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    let mut entries =
-        fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
-    entries.sort();
-    for path in entries {
+fn find(directory: &Path, sources: &mut Vec<Source>) -> anyhow::Result<()> {
+    let entries = fs::read_dir(directory).with_context(|| directory.display().to_string())?;
+    let mut paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
+    paths.sort();
+    for path in paths {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         if name.starts_with('.') {
             continue;
         }
         if path.is_dir() {
-            find(&path, files)?;
-        } else if (name.ends_with(".yaml") || name.ends_with(".yml")) && !name.ends_with(".cases.yaml") {
-            files.push(path);
+            find(&path, sources)?;
+        } else if name.ends_with(".yaml") || name.ends_with(".yml") {
+            let source = source(&path)?;
+            if is_policy(&name, &source.text) {
+                sources.push(source);
+            } else {
+                writeln!(std::io::stderr().lock(), "note: {} is passed over: it has no `grant:`", source.path)?;
+            }
         }
     }
     Ok(())
+}
+
+/// Whether a file of a directory is a policy: a repository holds other YAML too.
+fn is_policy(name: &str, text: &str) -> bool {
+    let stem = name.trim_end_matches(".yml").trim_end_matches(".yaml");
+    matches!(stem, "guards" | "scope")
+        || stem.ends_with(".cases")
+        || text.lines().any(|line| line.starts_with("grant:"))
+}
+
+fn source(path: &Path) -> anyhow::Result<Source> {
+    Ok(Source { path: path.display().to_string(), text: text(path)? })
+}
+
+/// Reads a file, or standard input where its name is `-`.
+///
+/// # Errors
+/// When it cannot be read or is not UTF-8.
+pub(super) fn text(path: &Path) -> anyhow::Result<String> {
+    let mut text = String::new();
+    let read = match path.as_os_str() == "-" {
+        true => std::io::stdin().lock().read_to_string(&mut text).map(|_| text),
+        false => fs::read_to_string(path),
+    };
+    read.with_context(|| path.display().to_string())
 }

@@ -4,10 +4,12 @@
 //! reads files and prints. Standard output is data, standard error is talk.
 //! Exit codes: 0 yes, 1 no (a test fails, a job is denied, two sets differ), 2 no answer.
 
+mod analysis;
 mod load;
 mod print;
 
 use self::{
+    analysis::{DiffFlags, ExplainFlags, ReplayFlags, UsageFlags, WhatCanFlags, WhoCanFlags},
     load::{Loaded, PolicyFiles},
     print::print,
 };
@@ -25,6 +27,19 @@ use std::{fmt::Write as _, io::Write as _, process::ExitCode};
 pub enum PolicyCommand {
     /// Run the tests that grant files hold.
     Test(TestFlags),
+    /// Say why a job gets a grant or not, nearest rule first, and the smallest change that would permit it.
+    Explain(ExplainFlags),
+    /// Say in words who can have a grant, most permissive rule first.
+    WhoCan(WhoCanFlags),
+    /// Say what a job can have of which some claims are known, and what it would need.
+    WhatCan(WhatCanFlags),
+    /// Say what becomes permitted and denied from one set of policies to another, each with an example
+    /// that was tried under both.
+    Diff(DiffFlags),
+    /// Decide what the audit log recorded again, and list every change.
+    Replay(ReplayFlags),
+    /// Find unused grants and rules, claims that could be pinned and TTLs far above what was used.
+    Usage(UsageFlags),
     /// List the claims of a CI's tokens, or the CIs that there are profiles of.
     Claims(ClaimsFlags),
     /// Print a token's payload as a CI sends it, or list those that tests can start `from`.
@@ -74,6 +89,12 @@ pub fn run(command: PolicyCommand) -> ExitCode {
 fn answer(command: PolicyCommand) -> Answer {
     match command {
         PolicyCommand::Test(flags) => test(&flags.files.load()?, flags.json),
+        PolicyCommand::Explain(flags) => analysis::run_explain(&flags),
+        PolicyCommand::WhoCan(flags) => analysis::run_who_can(&flags),
+        PolicyCommand::WhatCan(flags) => analysis::run_what_can(&flags),
+        PolicyCommand::Diff(flags) => analysis::run_diff(&flags),
+        PolicyCommand::Replay(flags) => analysis::run_replay(&flags),
+        PolicyCommand::Usage(flags) => analysis::run_usage(&flags),
         PolicyCommand::Claims(ClaimsFlags { profile: None, json }) => profiles(json),
         PolicyCommand::Claims(ClaimsFlags { profile: Some(name), json }) => claims(&name, json),
         PolicyCommand::Fixtures { name } => fixtures(name.as_deref()),

@@ -1,6 +1,8 @@
 //! What policies do, through the crate's public face.
 
 #[cfg(test)]
+mod analysis;
+#[cfg(test)]
 mod binding;
 #[cfg(test)]
 mod common;
@@ -10,3 +12,5 @@ mod compiling;
 mod deciding;
 #[cfg(test)]
 mod linting;
+#[cfg(test)]
+mod sets;

@@ -1,0 +1,194 @@
+//! `explain`: why a request was decided as it was, nearest rule first, and the smallest change that
+//! would permit it.
+//!
+//! It says what [`crate::decide`] says, from the same trace that the audit log holds.
+
+use crate::{
+    claims::Claims,
+    decide::{Decision, Denial, DenialKind, Request, RuleTrace, Trace, decide, trace},
+    diff::{forbids, text},
+    grant::{Grant, PolicySet},
+    region::{Outcome, Region},
+    sample::{Sample, Sampler},
+    source::did_you_mean,
+};
+use jobpass_protocol::RuleName;
+use serde::{Deserialize as _, Serialize};
+use serde_json::Value as Json;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+/// How many rules, the nearest ones, are asked for a change that would make them match.
+const MAX_RULES: usize = 8;
+
+/// Why a request was decided as it was.
+#[derive(Debug, Serialize)]
+pub struct Explanation {
+    /// The decision.
+    pub permitted: bool,
+    /// The rule that permits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleName>,
+    /// The decision in a line.
+    pub reason: String,
+    /// What each rule wanted and what the token said, the nearest rule first.
+    pub trace: Trace,
+    /// The smallest change of the token that would permit it, tried out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub change: Option<Change>,
+}
+
+/// A change that would permit a request.
+#[derive(Debug, Serialize)]
+pub struct Change {
+    /// The rule that would match.
+    pub rule: RuleName,
+    /// What the token would have to say; null is nothing.
+    pub claims: BTreeMap<String, Json>,
+}
+
+impl Explanation {
+    /// Explains a decision of which only the trace is left, as the audit log keeps it.
+    #[must_use]
+    pub fn of_trace(trace: Trace) -> Self {
+        let trace = nearest_first(trace);
+        let rule = trace.rules.first().filter(|rule| rule.matches()).map(|rule| rule.rule.clone());
+        let reason = trace.rules.first().map_or_else(|| "no grant has that name".to_owned(), RuleTrace::summary);
+        Self { permitted: rule.is_some(), rule, reason, trace, change: None }
+    }
+}
+
+/// The trace in a JSON text: a trace, an audit entry with one, or a line of the log.
+#[must_use]
+pub fn stored_trace(json: &Json) -> Option<Trace> {
+    let inner = ["/entry/trace", "/trace"].into_iter().find_map(|pointer| json.pointer(pointer));
+    Trace::deserialize(inner.unwrap_or(json)).ok()
+}
+
+/// Decides, and says why.
+#[must_use]
+pub fn explain(policies: &PolicySet, request: &Request<'_>) -> Explanation {
+    let grant = policies.grant(request.grant);
+    match decide(policies, request) {
+        Decision::Permit(permit) => Explanation {
+            permitted: true,
+            rule: Some(permit.rule().clone()),
+            reason: format!("rule {} matches", permit.rule()),
+            trace: nearest_first(trace(permit.grant(), request)),
+            change: None,
+        },
+        Decision::Denial(denial) => {
+            let mut reason = reason(&denial);
+            if grant.is_none() {
+                let names = policies.grants().map(|grant| grant.name.as_str());
+                let nearest = did_you_mean(request.grant, names).map(|name| format!("; did you mean {name}?"));
+                reason.push_str(&nearest.unwrap_or_default());
+            }
+            let trace = nearest_first(denial.trace);
+            let change = grant.and_then(|grant| smallest_change(policies, grant, request, &trace));
+            Explanation { permitted: false, rule: None, reason, trace, change }
+        }
+    }
+}
+
+/// A denial in a line.
+pub(crate) fn reason(denial: &Denial) -> String {
+    match &denial.kind {
+        DenialKind::UnknownGrant => "no grant has that name".to_owned(),
+        DenialKind::Frozen { reason } => format!("frozen: {reason}"),
+        DenialKind::Guard { name } => format!("a guard denies: {name}"),
+        DenialKind::Shadow { rule } => format!("rule {rule} matches, but it is only tried out (mode: shadow)"),
+        DenialKind::Scope { beyond } => format!("the grant has no scope {}", beyond.join(", ")),
+        DenialKind::NoRule => {
+            let nearest = denial.trace.rules.iter().min_by_key(|rule| distance(rule));
+            nearest.map_or_else(|| "it has no rules".to_owned(), RuleTrace::summary)
+        }
+    }
+}
+
+fn nearest_first(mut trace: Trace) -> Trace {
+    trace.rules.sort_by_key(distance);
+    trace
+}
+
+/// Another issuer is farthest; then what fails counts, then what does not.
+fn distance(rule: &RuleTrace) -> (bool, usize, usize) {
+    let failed = rule.failed().count() + usize::from(rule.condition.as_ref().is_some_and(|condition| !condition.holds));
+    (!rule.issuer_matches, failed, usize::MAX - rule.checks.len())
+}
+
+fn smallest_change(policies: &PolicySet, grant: &Grant, request: &Request<'_>, trace: &Trace) -> Option<Change> {
+    let guards: Vec<Region<'_>> = forbids(policies, grant).map(Region::forbidden).collect();
+    let mut sampler = Sampler::like(request.claims);
+    let near = trace.rules.iter().filter(|rule| rule.issuer_matches).take(MAX_RULES);
+    let changes = near.filter_map(|near| {
+        let rule = grant.rules.iter().find(|rule| rule.name == near.rule)?;
+        let region = Region::of(rule);
+        let mut permitted = |sample: Sample| match decide(policies, &Request { claims: &sample.claims, ..*request }) {
+            Decision::Permit(_) => Some(sample),
+            Decision::Denial(_) => None,
+        };
+        let Outcome::Found(sample) = region.find_outside(&guards, &mut sampler, &mut permitted) else { return None };
+        let named = region.lines.iter().map(|(claim, _)| *claim);
+        Some(Change { rule: rule.name.clone(), claims: changed(request.claims, &sample.claims, named) })
+    });
+    changes.min_by_key(|change| change.claims.len()).filter(|change| !change.claims.is_empty())
+}
+
+/// What the changed token says differently.
+fn changed<'a>(was: &Claims, is: &'a Claims, named: impl Iterator<Item = &'a str>) -> BTreeMap<String, Json> {
+    let profile = is.profile();
+    let known = profile.claims().map(|claim| &*claim.name);
+    let names: BTreeSet<&str> = named.chain(known).filter(|name| profile.derived_from(name).is_none()).collect();
+    let differing = names.into_iter().filter(|name| was.get(name) != is.get(name));
+    differing
+        .map(|name| {
+            (name.to_owned(), is.get(name).and_then(|value| serde_json::to_value(value).ok()).unwrap_or_default())
+        })
+        .collect()
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: {}", if self.permitted { "permitted" } else { "denied" }, self.trace.grant)?;
+        writeln!(f, "  {}", self.reason)?;
+        if let Some(Change { rule, claims }) = &self.change {
+            writeln!(f, "\nThe smallest change that would permit it (rule {rule}):")?;
+            for (claim, value) in claims {
+                match value {
+                    Json::Null => writeln!(f, "  no {claim}")?,
+                    value => writeln!(f, "  {claim} = {}", text(value))?,
+                }
+            }
+        }
+        self.trace.rules.iter().try_for_each(|rule| write_rule(f, rule))
+    }
+}
+
+fn write_rule(f: &mut fmt::Formatter<'_>, rule: &RuleTrace) -> fmt::Result {
+    let failed = distance(rule).1;
+    let lines = rule.checks.len() + usize::from(rule.condition.is_some());
+    match (rule.issuer_matches, failed) {
+        (false, _) => {
+            return writeln!(f, "\nrule {}: for tokens of {}, this is another issuer's", rule.rule, rule.issuer);
+        }
+        (true, 0) => writeln!(f, "\nrule {}: matches", rule.rule)?,
+        (true, _) => writeln!(f, "\nrule {}: {failed} of {lines} lines fail", rule.rule)?,
+    }
+    let width = |head: &str, cell: fn(&crate::decide::CheckTrace) -> &str| {
+        rule.checks.iter().map(|check| cell(check).chars().count()).max().unwrap_or(0).max(head.len())
+    };
+    let (claims, wanted) = (width("claim", |check| &check.claim), width("the rule wants", |check| &check.wanted));
+    writeln!(f, "      {:claims$}  {:wanted$}  the token says", "claim", "the rule wants")?;
+    for check in &rule.checks {
+        let mark = if check.matches { "ok  " } else { "FAIL" };
+        let got = check.got.as_deref().unwrap_or("(absent)");
+        writeln!(f, " {mark} {:claims$}  {:wanted$}  {got}", check.claim, check.wanted)?;
+    }
+    match &rule.condition {
+        Some(condition) => writeln!(f, " {} {}", if condition.holds { "ok  " } else { "FAIL" }, condition.summary()),
+        None => Ok(()),
+    }
+}

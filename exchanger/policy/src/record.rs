@@ -1,0 +1,57 @@
+//! Lines of the audit log, as far as policies are concerned.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, de::Error as _};
+use serde_json::{Map, Value as Json};
+
+/// Why a line is not one of the audit log.
+#[derive(Debug, thiserror::Error)]
+#[error("not an entry of the audit log: {0}")]
+pub struct RecordError(#[from] serde_json::Error);
+
+/// One entry of the audit log; what is not of interest here is left out.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Record {
+    #[serde(deserialize_with = "moment")]
+    pub(crate) at: Timestamp,
+    pub(crate) event: String,
+    pub(crate) decision_id: Option<String>,
+    pub(crate) lease_id: Option<String>,
+    pub(crate) grant: Option<String>,
+    pub(crate) rule: Option<String>,
+    pub(crate) issuer: Option<String>,
+    pub(crate) claims: Option<Map<String, Json>>,
+    pub(crate) reason: Option<String>,
+    pub(crate) trace: Option<Json>,
+    /// How many were folded into it.
+    #[serde(default = "one")]
+    pub(crate) count: u64,
+}
+
+fn moment<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+}
+
+fn one() -> u64 {
+    1
+}
+
+impl Record {
+    /// Reads a line: an entry, or a link of the chain with an entry in it.
+    ///
+    /// # Errors
+    /// When it is neither.
+    pub fn parse(line: &str) -> Result<Self, RecordError> {
+        #[derive(Deserialize)]
+        struct Link {
+            entry: Record,
+        }
+        Ok(serde_json::from_str::<Link>(line).map(|link| link.entry).or_else(|_| serde_json::from_str(line))?)
+    }
+
+    /// When it was recorded, in epoch seconds.
+    #[must_use]
+    pub fn at(&self) -> i64 {
+        self.at.as_second()
+    }
+}
