@@ -155,6 +155,8 @@ pub struct Checked {
     pub errors: usize,
     /// Grants that would be loaded.
     pub grants: usize,
+    /// How the grants' own tests went.
+    pub cases: jobpass_policy::cases::Report,
 }
 
 /// Builds what a server would be built from, without starting it or touching its state.
@@ -174,6 +176,7 @@ pub fn check(config: &Config) -> Result<Checked, StartError> {
             .count(),
         diagnostics: compiled.diagnostics.iter().map(|diagnostic| diagnostic.render(false)).collect(),
         grants: compiled.set.grants().count(),
+        cases: jobpass_policy::cases::run(&compiled.set),
     })
 }
 

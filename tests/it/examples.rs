@@ -1,0 +1,35 @@
+//! Every example is whole: its config and grants load without a word, and its grants' own tests pass.
+
+use jobpass_exchanger::{
+    app,
+    config::{Config, Env},
+};
+use jobpass_tests::program::root;
+use std::{fs, path::PathBuf};
+
+fn examples() -> Vec<PathBuf> {
+    let entries = fs::read_dir(root().join("examples")).expect("there are examples");
+    let mut examples: Vec<PathBuf> =
+        entries.map(|entry| entry.expect("readable").path()).filter(|p| p.is_dir()).collect();
+    examples.sort();
+    examples
+}
+
+#[test]
+fn every_example_loads_and_passes_its_own_tests() {
+    let mut checked = 0;
+    for example in examples() {
+        let name = example.display();
+        assert!(example.join("README.md").is_file(), "{name} has no README.md");
+        let config = example.join("jobpass-exchanger.yaml");
+        let config = Config::load(&config, &Env::default()).unwrap_or_else(|error| panic!("{name}:\n{error}"));
+        let checked_now = app::check(&config).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(checked_now.diagnostics.is_empty(), "{name}:\n{}", checked_now.diagnostics.join("\n"));
+        assert!(checked_now.grants > 0, "{name} has no grant");
+        let failed: Vec<String> = checked_now.cases.results.iter().filter_map(|case| case.failure.clone()).collect();
+        assert!(failed.is_empty(), "{name}: {failed:#?}");
+        assert!(!checked_now.cases.results.is_empty(), "{name}: its grants have no tests");
+        checked += 1;
+    }
+    assert!(checked >= 2, "examples were not found");
+}
