@@ -335,7 +335,9 @@ impl World {
             self.stop_server().await;
         }
         let audit = self.directory.path().join("audit.jsonl");
-        if audit.exists() {}
+        if audit.exists() {
+            jobpass_exchanger::audit::verify::command(&audit, None, None).expect("the audit log verifies");
+        }
         let logs = String::from_utf8_lossy(&logs().lock().expect("not poisoned")).into_owned();
         let audit = fs::read_to_string(audit).unwrap_or_default();
         for secret in self.secrets.lock().expect("not poisoned").iter() {

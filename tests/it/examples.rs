@@ -26,7 +26,8 @@ fn every_example_loads_and_passes_its_own_tests() {
         let checked_now = app::check(&config).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(checked_now.diagnostics.is_empty(), "{name}:\n{}", checked_now.diagnostics.join("\n"));
         assert!(checked_now.grants > 0, "{name} has no grant");
-        let failed: Vec<String> = checked_now.cases.results.iter().filter_map(|case| case.failure.clone()).collect();
+        let failed: Vec<String> =
+            checked_now.cases.results.iter().filter_map(|case| Some(case.failure.as_ref()?.render(false))).collect();
         assert!(failed.is_empty(), "{name}: {failed:#?}");
         assert!(!checked_now.cases.results.is_empty(), "{name}: its grants have no tests");
         checked += 1;

@@ -14,7 +14,11 @@ async fn a_job_gets_a_key_uses_it_and_gives_it_back() {
     assert!(world.key_works(&key).await);
     let made = world.ledger.keys();
     let lease = answer.text_at("/lease_id");
-    assert_eq!(made[0].name, format!("jobpass_{}", lease.replace('-', "")), "the remote name derives from the lease id");
+    assert_eq!(
+        made[0].name,
+        format!("jobpass_{}", lease.replace('-', "")),
+        "the remote name derives from the lease id"
+    );
     assert_eq!(made[0].note, "run 15410912345", "claims are stamped into the credential");
 
     let told = world.revoke(&answer.handle()).await;
@@ -90,7 +94,8 @@ async fn a_token_is_used_a_bounded_number_of_times() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_denied_and_spent_look_the_same() {
     let mut setting = Setting::default();
-    let silent = grant("silent", "oidc", "audience: https://cloud.example\n  sub: x").replace("ttl:", "disclose: none\nttl:");
+    let silent =
+        grant("silent", "oidc", "audience: https://cloud.example\n  sub: x").replace("ttl:", "disclose: none\nttl:");
     setting.grants.push(("silent.yaml".to_owned(), silent));
     let world = World::of(setting).await;
     let spent = world.token();
@@ -164,10 +169,12 @@ async fn a_freeze_beats_policy_and_survives_a_restart() {
     let mut world = World::start().await;
     let admin = jobpass_exchanger::admin::Admin::of(&world.state()).expect("a client");
     let handle = world.issue("ledger").await.handle();
-    let freeze = |grant: Option<&str>, issuer: Option<&str>, reason: Option<&str>| jobpass_exchanger::http::admin::FreezeRequest {
-        issuer: issuer.map(|name| name.parse().expect("a name")),
-        grant: grant.map(|name| name.parse().expect("a name")),
-        reason: reason.map(str::to_owned),
+    let freeze = |grant: Option<&str>, issuer: Option<&str>, reason: Option<&str>| {
+        jobpass_exchanger::http::admin::FreezeRequest {
+            issuer: issuer.map(|name| name.parse().expect("a name")),
+            grant: grant.map(|name| name.parse().expect("a name")),
+            reason: reason.map(str::to_owned),
+        }
     };
     admin.freeze(&freeze(Some("ledger"), None, Some("incident 7"))).await.expect("frozen");
     world.exchange(&world.token(), "ledger", &[]).await.refused(400, "invalid_target");

@@ -1,5 +1,6 @@
 //! Tests that need no other program: `cargo test`.
 
 mod demo;
-mod examples;
+mod exchange;
+mod renewal;
 mod structure;

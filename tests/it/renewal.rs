@@ -81,7 +81,10 @@ async fn a_lost_answer_is_asked_for_again() {
     world.exchange(&token, "ledger", &more).await.refused(400, "invalid_target");
     world.until_keys(1).await;
     // Another session with the same id is a thief, and one that comes too late is not believed.
-    world.exchange(&token, "ledger", &[("session", &session()), ("request_id", "first")]).await.refused(400, "invalid_target");
+    world
+        .exchange(&token, "ledger", &[("session", &session()), ("request_id", "first")])
+        .await
+        .refused(400, "invalid_target");
     let more = [("session", mine.as_str()), ("request_id", "second")];
     world.exchange(&token, "ledger", &more).await.granted();
     world.advance(Duration::from_secs(121));

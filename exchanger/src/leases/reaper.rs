@@ -37,6 +37,8 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// The wait while the store cannot be read or written, or nothing moves.
 const STORE_WAIT: Duration = Duration::from_secs(1);
+/// How often it looks at what is due when nothing tells it to.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long a caller of [`Reaper::take_back`] waits for backends.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -116,15 +118,15 @@ impl Reaper {
         while !*stop.borrow() {
             self.settle().await;
             let now = self.clock.now();
-            let mut wake = (!lock(&self.unrecorded).is_empty()).then(|| now + STORE_WAIT);
-            let mut at_latest = |at: Timestamp| wake = Some(wake.map_or(at, |wake: Timestamp| wake.min(at)));
+            // Leases that were opened meanwhile are not announced: the agenda is looked at every second.
+            let mut wake = now + LOOK;
             match self.store.agenda().await {
                 Ok(agenda) => {
                     for (backend, due) in agenda {
                         // `None`: a lane is at it, and says when it is through.
                         match working.get(&backend).map_or(Some(due), |rest| rest.map(|rest| rest.max(due))) {
                             None => {}
-                            Some(at) if at > now => at_latest(at),
+                            Some(at) if at > now => wake = wake.min(at),
                             Some(_) => {
                                 working.insert(backend.clone(), None);
                                 lanes.spawn(Arc::clone(&self).work(backend, stop.clone()));
@@ -134,13 +136,12 @@ impl Reaper {
                 }
                 Err(error) => {
                     tracing::error!(%error, "the reaper cannot read which leases are due; it goes on with those it knows");
-                    at_latest(now + STORE_WAIT);
                 }
             }
             tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => break,
                 () = self.nudged.notified() => {}
-                () = async { match wake { Some(at) => self.clock.sleep_until(at).await, None => std::future::pending().await } } => {}
+                () = self.clock.sleep_until(wake) => {}
                 Some(Ok((backend, rest))) = lanes.join_next() => drop(working.insert(backend, Some(rest))),
             }
         }
