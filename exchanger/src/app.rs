@@ -389,8 +389,15 @@ async fn prune(app: Arc<App>, mut stop: watch::Receiver<bool>) {
         if let Some(limiter) = &app.limiter {
             limiter.retain_recent();
         }
-        if let Err(error) = app.store.prune(app.clock.now()).await {
-            tracing::warn!(%error, "what can be forgotten could not be");
+        while !*stop.borrow() {
+            match app.store.prune(app.clock.now()).await {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "what can be forgotten could not be");
+                    break;
+                }
+            }
         }
     }
 }

@@ -201,9 +201,12 @@ impl Reaper {
         // A store that can only be read must not keep revocable credentials alive.
         let ended = self.store.expire(backend.clone(), self.clock.now()).await.unwrap_or(0);
         self.counters.expired.fetch_add(u64::try_from(ended).unwrap_or(0), Ordering::Relaxed);
+        if ended > 0 {
+            return Ok(Round::Moved);
+        }
         let due = self.store.due(backend.clone(), self.clock.now(), ROUND).await?;
         if due.is_empty() {
-            return Ok(if ended > 0 { Round::Moved } else { Round::Done });
+            return Ok(Round::Done);
         }
         let unreachable = due.iter().filter(|lease| !ends_by_itself(lease) && self.remote(lease).is_none()).count();
         if unreachable > 0 {
@@ -220,7 +223,7 @@ impl Reaper {
             .filter(|(_, moved)| std::future::ready(*moved))
             .count()
             .await;
-        Ok(if moved + ended > 0 { Round::Moved } else { Round::Stuck })
+        Ok(if moved > 0 { Round::Moved } else { Round::Stuck })
     }
 
     /// Does what one lease needs now: where it stands after that, and whether the store knows of a change.
