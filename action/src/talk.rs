@@ -15,9 +15,10 @@ pub(crate) enum Talk {
 
 impl Talk {
     /// GitHub's way where its runner listens. On a terminal nobody takes commands out of the output, so what they
-    /// say would only be seen.
+    /// say would only be seen; but act, which runs workflows without GitHub, listens on a terminal of its own making.
     pub(crate) fn of(env: &Env) -> Self {
-        if env.is_true("GITHUB_ACTIONS") && !stderr().is_terminal() { Self::GitHub } else { Self::Plain }
+        let listened_to = env.is_true("ACT") || !stderr().is_terminal();
+        if env.is_true("GITHUB_ACTIONS") && listened_to { Self::GitHub } else { Self::Plain }
     }
 
     /// Says what was done.
