@@ -307,6 +307,7 @@ impl<'a> FileCompiler<'a> {
             disclose: document.disclose.map(|disclose| disclose.value).unwrap_or_default(),
             rules,
             spec,
+            credential: tree.map(|tree| tree.written(self.file)).unwrap_or_default(),
             mode: document.mode.map(|mode| mode.value).unwrap_or_default(),
             allow,
             cases: document.tests.into_iter().map(|case| Case::new(self.file, case)).collect(),

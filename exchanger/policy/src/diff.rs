@@ -228,6 +228,7 @@ fn terms(old: &Grant, new: &Grant) -> Vec<Term> {
     let values = |grant: &Grant| {
         [
             ("backend", grant.backend.to_string()),
+            ("credential", grant.credential.clone()),
             ("ttl", format!("{} s", grant.ttl)),
             ("max_lifetime", format!("{} s", grant.max_lifetime)),
             ("scopes", grant.scopes.join(" ")),

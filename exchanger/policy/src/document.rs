@@ -315,6 +315,25 @@ pub enum Tree {
     Map(Vec<(At<String>, At<Tree>)>),
 }
 
+impl Tree {
+    /// All of it on one line, with the scalars as they are written.
+    pub(crate) fn written(&self, file: &Text) -> String {
+        let one = |value: &At<Self>| match &value.value {
+            Self::Scalar(text) => scalar(file, value.referenced, text).to_owned(),
+            tree => tree.written(file),
+        };
+        match self {
+            Self::Null => "null".to_owned(),
+            Self::Scalar(text) => text.clone().unwrap_or_default(),
+            Self::List(items) => format!("[{}]", items.iter().map(one).collect::<Vec<_>>().join(", ")),
+            Self::Map(entries) => {
+                let entries = entries.iter().map(|(key, value)| format!("{}: {}", key.value, one(value)));
+                format!("{{ {} }}", entries.collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
+}
+
 /// The bytes that a value takes in its file.
 pub(crate) fn range(location: Location) -> Option<Range<usize>> {
     let span = location.span();

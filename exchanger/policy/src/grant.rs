@@ -73,6 +73,8 @@ pub struct Grant {
     /// In the order of their names, so that the order in the file cannot matter.
     pub(crate) rules: Vec<Rule>,
     pub(crate) spec: Arc<dyn Any + Send + Sync>,
+    /// `credential:` on one line, to compare it with another one.
+    pub(crate) credential: String,
     pub(crate) cases: Vec<Case>,
     pub(crate) file: Text,
     /// Where its name stands.

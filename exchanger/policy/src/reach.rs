@@ -360,10 +360,10 @@ fn phrases(region: &Region<'_>, known: &BTreeMap<String, Held>) -> (Option<Strin
     };
     // `branch` of `ref_type` belongs to the ref.
     let ref_type = lint.ref_type.as_ref().and_then(|ref_type| {
-        let by = ref_type.by.as_deref()?;
+        let by = ref_type.by.as_deref().filter(|by| lint.event.as_deref() != Some(by))?;
         let bound = |claim: &String| region.lines.iter().any(|(known, _)| known == claim);
-        let value = region.lines.iter().find(|(claim, _)| *claim == by)?.1.exact()?;
-        (ref_type.claims.iter().any(bound) && value.len() == 1).then(|| (by, value.concat()))
+        let value = region.lines.iter().find(|(claim, _)| *claim == by)?.1.exact()?.concat();
+        (ref_type.claims.iter().any(bound) && ["branch", "tag"].contains(&&*value)).then_some((by, value))
     });
     let ref_type = ref_type.map(|(by, value)| {
         take(by);

@@ -2,9 +2,10 @@
 
 use crate::common::{DEPLOY, claims, compile_texts, issuer};
 use jobpass_policy::{
-    Freezes, PolicySet, Record, Request,
+    AnyCredential, Freezes, PolicySet, Record, Request, Source, compile,
     diff::diff,
     explain::{Explanation, explain, stored_trace},
+    fixtures::FIXTURES,
     reach::{what_can, who_can},
     replay::replay,
     usage::usage,
@@ -179,7 +180,11 @@ fn differences() {
             vec!["+ becomes permitted", "actor = octocat", "? may differ"],
         ),
         (rule("ref: { regex: '\\bmain\\b' }", ""), rule("ref: main", ""), vec!["? may differ"]),
-        (rule("ref: main", ""), rule("ref: main", "").replace("15m", "1h"), vec!["~ ttl: 900 s -> 3600 s"]),
+        (
+            rule("ref: main", ""),
+            rule("ref: main", "").replace("15m", "1h").replace("backend: any", "backend: any\ncredential: { role: b }"),
+            vec!["~ ttl: 900 s -> 3600 s", "~ credential:  -> { role: b }"],
+        ),
         (
             rule("sub_repository_id: '7'", ""),
             rule("sub_repository_id: { regex: '[78]' }", ""),
@@ -199,16 +204,48 @@ fn differences() {
         check(&said, &expected);
     }
     let guard = "forbid:\n  - { name: no-forks, issuer: github, match: { event_name: pull_request } }\n";
-    let source = |path: &str, text: &str| jobpass_policy::Source { path: path.into(), text: text.into() };
+    let source = |path: &str, text: &str| Source { path: path.into(), text: text.into() };
     let open = rule("ref: main", "");
-    let guarded = jobpass_policy::compile(
-        &[source("a.yaml", &open), source("guards.yaml", guard)],
-        &[issuer("github")],
-        &jobpass_policy::AnyCredential,
-    );
+    let guarded =
+        compile(&[source("a.yaml", &open), source("guards.yaml", guard)], &[issuer("github")], &AnyCredential);
     let said = diff(&set(&open), &guarded.set).to_string();
     check(&said, &["- becomes denied", "event_name = pull_request", "a guard denies: no-forks"]);
     check(&diff(&guarded.set, &set(&open)).to_string(), &["+ becomes permitted", "event_name = pull_request"]);
+}
+
+/// For every CI: a rule that pins all that a real token says, and the same rule without one line, differ
+/// by a token that can be made.
+#[test]
+fn every_line_of_every_ci_has_a_counterexample() {
+    for (fixture, _) in FIXTURES {
+        let issuer = issuer(fixture.split('/').next().expect("a profile"));
+        let (token, profile) = (claims(fixture, json!({})), &issuer.profile);
+        let said = |derived: bool| {
+            let names = profile.claims().map(|claim| &*claim.name);
+            let names = names.filter(move |name| {
+                profile.derived_from(name).is_some() == derived || Some(*name) == profile.tenant_claim()
+            });
+            names.filter_map(|name| Some((name, token.text(name)?.into_owned()))).collect::<Vec<_>>()
+        };
+        for lines in [said(false), said(true)] {
+            let compiled = |without: &str| {
+                let lines = lines.iter().filter(|(name, _)| *name != without);
+                let lines: Vec<_> = lines.map(|(name, value)| format!("'{name}': {}", json!(value))).collect();
+                let rule = format!("  - {{ name: r, issuer: {}, match: {{ {} }} }}\n", issuer.name, lines.join(", "));
+                let source = Source { path: "deploy.yaml".into(), text: grant(&rule) };
+                let compiled = compile(&[source], std::slice::from_ref(&issuer), &AnyCredential);
+                (!compiled.has_errors()).then_some(compiled.set)
+            };
+            let Some(all) = compiled("") else { continue };
+            for (name, _) in &lines {
+                // Without its tenant no rule compiles.
+                let Some(fewer) = compiled(name) else { continue };
+                let differences = diff(&all, &fewer);
+                let permitted: usize = differences.grants.iter().map(|grant| grant.permitted.len()).sum();
+                assert_eq!(permitted, 1, "{fixture} without {name}: {differences}");
+            }
+        }
+    }
 }
 
 fn record(at: &str, event: &str, more: Value) -> Record {
