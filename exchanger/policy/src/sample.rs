@@ -2,10 +2,11 @@
 
 use crate::{
     cases::set,
-    claims::{Claims, Value},
+    claims::{Claims, Held, Value},
     fixtures::FIXTURES,
     issuer::{Derivation, Kind, Profile, unwrapped},
     language::{Found, Languages},
+    pattern::Matcher,
     values::{Choice, Domain, Line, choose, language},
 };
 use serde_json::{Map, Value as Json, json};
@@ -61,7 +62,7 @@ impl Sampler {
 
     /// Whether the lines leave a claim any value. `None`: too large a question.
     pub(crate) fn leaves_any(&mut self, claim: &str, lines: &[Line<'_>]) -> Option<bool> {
-        match self.choose(claim, lines) {
+        match self.choose(claim, lines, true) {
             Choice::Value(_) => Some(true),
             Choice::Impossible => Some(false),
             Choice::Unknown => None,
@@ -79,15 +80,14 @@ impl Sampler {
             point.entry(name).or_default();
         }
         for (name, lines) in &point {
-            let Choice::Value(value) = self.choose(name, lines) else { return None };
+            let Choice::Value(value) = self.choose(name, lines, true) else { return None };
             match profile.derived_from(name) {
                 Some(from) => cut.entry(from).or_default().push((name, value)),
                 None => set(&mut payload, &profile.path_of(name), value),
             }
         }
         for (from, parts) in cut {
-            let lines = point.get(from).map_or(&[][..], Vec::as_slice);
-            let value = self.compose(from, &parts, lines)?;
+            let value = self.compose(from, &parts, &point)?;
             set(&mut payload, &profile.path_of(from), value);
         }
         let claims = Claims::parse(&profile, Json::Object(payload.clone()).to_string().as_bytes()).ok()?;
@@ -98,7 +98,7 @@ impl Sampler {
         fulfilled.then(|| Sample { payload, claims: Arc::new(claims) })
     }
 
-    fn choose(&mut self, name: &str, lines: &[Line<'_>]) -> Choice {
+    fn choose(&mut self, name: &str, lines: &[Line<'_>], or_nothing: bool) -> Choice {
         let profile = Arc::clone(&self.profile);
         let Some(claim) = profile.claim(name) else { return Choice::Unknown };
         let derived = profile.derived_from(name).and_then(|from| derivation(&profile, from));
@@ -112,20 +112,22 @@ impl Sampler {
                 (_, Some(_), _) => Some(json!("?")),
                 _ => (!required).then(|| json!({})),
             },
-            optional: derived.is_some() || !required,
+            optional: or_nothing && (derived.is_some() || !required),
             shape: derived.map(|derived| shape_of_part(derived, name)).or(subject),
         };
         choose(&domain, lines, &mut self.languages)
     }
 
     /// A value from which the profile cuts these parts.
-    fn compose(&mut self, from: &str, parts: &[(&str, Json)], lines: &[Line<'_>]) -> Option<Json> {
+    fn compose(&mut self, from: &str, parts: &[(&str, Json)], point: &Point<'_>) -> Option<Json> {
         let profile = Arc::clone(&self.profile);
         let derivation = derivation(&profile, from)?;
         let patterns: Vec<&str> = derivation.patterns.iter().map(unwrapped).collect();
         let mut sides = (Vec::from_iter(profile.subject_shape(from)), Vec::new());
-        for (matcher, holds) in lines {
-            if let crate::pattern::Matcher::Text { exact, patterns } = matcher {
+        let lines = |name: &str| point.get(name).map_or(&[][..], Vec::as_slice);
+        let may_lack = |name: &str| lines(name).iter().all(|(m, holds)| m.is_match(&Held::Absent) == *holds);
+        for (matcher, holds) in lines(from) {
+            if let Matcher::Text { exact, patterns } = matcher {
                 let side = if *holds { &mut sides.0 } else { &mut sides.1 };
                 side.push(language(exact, patterns));
             }
@@ -142,23 +144,39 @@ impl Sampler {
                 filled.replace_range(place, &format!("(?:{})", regex::escape(text)));
                 Some(filled)
             };
-            let filled = parts.iter().try_fold((*pattern).to_owned(), |pattern, (name, value)| match value {
-                Json::String(text) => fill(pattern, (name, text)),
-                _ => group(&pattern, name).is_none().then_some(pattern),
+            let filled = parts.iter().try_fold((*pattern).to_owned(), |pattern, (name, value)| {
+                match (group(&pattern, name), value) {
+                    (None, _) => may_lack(name).then_some(pattern),
+                    (Some(_), Json::String(text)) => fill(pattern, (name, text)),
+                    // Chosen to be absent, but this pattern cuts it out.
+                    (Some(_), _) => match self.choose(name, lines(name), false) {
+                        Choice::Value(Json::String(text)) => fill(pattern, (name, &text)),
+                        _ => None,
+                    },
+                }
             });
             let Some(filled) = filled else { continue };
             let as_usual = usual
                 .iter()
                 .fold(filled.clone(), |pattern, (name, text)| fill(pattern.clone(), (name, text)).unwrap_or(pattern));
-            for pattern in [as_usual, filled] {
+            // The shortest text leaves out what is optional, which may be what is wanted.
+            let whole = |pattern: &str| pattern.replace(")?", ")");
+            for pattern in [whole(&as_usual), as_usual, whole(&filled), filled] {
                 inside.push(pattern);
-                if let Found::Text(text) = self.languages.find(&inside, &outside) {
+                let found = self.languages.find(&inside, &outside);
+                inside.pop();
+                let Found::Text(text) = found else { continue };
+                let captures = derivation.patterns.iter().find_map(|pattern| pattern.captures(&text));
+                let cut = |name: &str| captures.as_ref().and_then(|captures| captures.name(name));
+                let held =
+                    |name: &str| cut(name).map_or(Held::Absent, |part| Held::Is(Value::Text(part.as_str().into())));
+                let fits = |name: &str| lines(name).iter().all(|(m, holds)| m.is_match(&held(name)) == *holds);
+                if parts.iter().all(|(name, _)| fits(name)) {
                     return Some(text.into());
                 }
-                inside.pop();
             }
         }
-        if parts.iter().any(|(_, value)| !value.is_null()) {
+        if !parts.iter().all(|(name, _)| may_lack(name)) {
             return None;
         }
         // Nothing is to be cut out of it: any value that no pattern matches, or none.
