@@ -263,9 +263,9 @@ impl Reaper {
         let answer = timeout(backend.deadline(), backend.revoke(lease)).await;
         let now = self.clock.now();
         match (answer, certain_at) {
-            // A late creation may still land, even after one was found (the request may have been carried
-            // out twice): looked at again soon, then less often, and once more when nothing can come any more.
-            (Ok(Ok(Revoked::Gone | Revoked::NotFound)), Some(certain)) if now < certain => State::Revoking {
+            // A late creation may still land: looked at again soon, then less often, and once more when
+            // nothing can come any more.
+            (Ok(Ok(Revoked::NotFound)), Some(certain)) if now < certain => State::Revoking {
                 attempts: attempts.saturating_add(1),
                 next_at: (now + wait).min(certain),
                 certain_at,

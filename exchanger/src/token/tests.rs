@@ -428,7 +428,8 @@ async fn a_key_set_that_is_not_to_be_believed() {
         (Document::Discovery, Fault::Body(json!({ "issuer": issuer, "jwks_uri": keys }).to_string()))
     };
     let other_keys = format!("{}/.well-known/jwks", elsewhere.issuer.url());
-    let cases: [(&str, &dyn Fn(&str) -> (Document, Fault)); 11] = [
+    type Failure<'a> = &'a dyn Fn(&str) -> (Document, Fault);
+    let cases: [(&str, Failure<'_>); 11] = [
         ("a redirected key set", &|_| (Document::Jwks, Fault::Redirect(other_keys.clone()))),
         ("a redirected discovery", &|_| (Document::Discovery, Fault::Redirect(elsewhere.issuer.url().to_owned()))),
         ("an oversized key set", &|_| (Document::Jwks, Fault::Padded(300_000))),
