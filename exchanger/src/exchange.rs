@@ -20,7 +20,7 @@ use crate::{
         Binding, Entitlement, Hash, Held, Opened, Opening, PendingLease, Refusal as Unentitled, Revocation, Rotation,
         StoreError, Targets,
     },
-    token::{LEEWAY, TokenError},
+    token::{TokenError, keep_until},
 };
 use jobpass_policy::{Claims, Decision, Denial, DenialKind, Permit, Request, decide};
 use jobpass_protocol::{
@@ -606,11 +606,6 @@ const fn kind_code(kind: &DenialKind) -> &'static str {
         DenialKind::Shadow { .. } => "shadow",
         DenialKind::Scope { .. } => "scope",
     }
-}
-
-/// How long a used token is remembered: past its last second of use by an hour.
-fn keep_until(token: TokenKey) -> Timestamp {
-    Timestamp::from_secs(token.expires) + LEEWAY + Duration::from_secs(3600)
 }
 
 /// When the family began: lease ids are UUIDs of version 7, and so hold their time.

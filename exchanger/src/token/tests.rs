@@ -576,3 +576,13 @@ async fn a_used_token_is_remembered_for_longer_than_it_works() {
     assert_eq!(last, Timestamp::from_secs(key.expires) + LEEWAY - Duration::from_secs(1));
     assert!(keep_until(key) > last);
 }
+
+/// A profile with an algorithm that does not exist here could not be used as it is.
+#[test]
+fn every_profile_can_be_verified() {
+    for profile in Profile::all() {
+        for algorithm in profile.algorithms() {
+            assert!(Algorithm::named(algorithm).is_some(), "{}: {algorithm}", profile.name());
+        }
+    }
+}
