@@ -1,5 +1,6 @@
 //! Tests that need no other program: `cargo test`.
 
+mod bad_input;
 mod demo;
 mod exchange;
 mod renewal;
