@@ -10,6 +10,7 @@ use crate::{
     issuer::{Kind, Profile},
     pattern::{Matcher, Pattern},
     region::Region,
+    source::did_you_mean,
     values::{held, language},
 };
 use jobpass_protocol::{GrantName, IssuerName, RuleName};
@@ -245,8 +246,13 @@ pub struct Possibility {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WhatCanError {
     /// No issuer's tokens have that claim.
-    #[error("no issuer of these policies has a claim `{0}`")]
-    UnknownClaim(String),
+    #[error("no issuer of these policies has a claim `{claim}`{}", .nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
+    UnknownClaim {
+        /// The claim.
+        claim: String,
+        /// What was probably meant.
+        nearest: Option<String>,
+    },
 }
 
 /// What a job can have of which these claims are known, most easily had first. A claim given as null
@@ -266,7 +272,9 @@ pub fn what_can(
         .collect();
     let rules = || set.grants().flat_map(|grant| grant.rules.iter().map(move |rule| (grant, rule)));
     if let Some(unknown) = given.keys().find(|name| !rules().any(|(_, rule)| rule.profile.claim(name).is_some())) {
-        return Err(WhatCanError::UnknownClaim(unknown.clone()));
+        let known = rules().flat_map(|(_, rule)| rule.profile.claims().map(|claim| &*claim.name));
+        let nearest = did_you_mean(unknown, known).map(str::to_owned);
+        return Err(WhatCanError::UnknownClaim { claim: unknown.clone(), nearest });
     }
     let mut found = Vec::new();
     for (grant, rule) in rules() {

@@ -1,7 +1,10 @@
 //! Lines of the audit log, as far as policies are concerned.
 
 use jiff::Timestamp;
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, IgnoredAny},
+};
 use serde_json::{Map, Value as Json};
 
 /// Why a line is not one of the audit log.
@@ -37,16 +40,22 @@ fn one() -> u64 {
 }
 
 impl Record {
-    /// Reads a line: an entry, or a link of the chain with an entry in it.
+    /// Reads a line: an entry, or a link of the chain with an entry in it. A signed head of the chain
+    /// holds none.
     ///
     /// # Errors
-    /// When it is neither.
-    pub fn parse(line: &str) -> Result<Self, RecordError> {
+    /// When it is none of them.
+    pub fn parse(line: &str) -> Result<Option<Self>, RecordError> {
         #[derive(Deserialize)]
-        struct Link {
-            entry: Record,
+        struct Line {
+            entry: Option<Record>,
+            head: Option<IgnoredAny>,
         }
-        Ok(serde_json::from_str::<Link>(line).map(|link| link.entry).or_else(|_| serde_json::from_str(line))?)
+        match serde_json::from_str(line)? {
+            Line { entry: Some(entry), .. } => Ok(Some(entry)),
+            Line { head: Some(_), .. } => Ok(None),
+            Line { .. } => Ok(Some(serde_json::from_str(line)?)),
+        }
     }
 
     /// When it was recorded, in epoch seconds.

@@ -284,7 +284,8 @@ pub(super) fn run_usage(flags: &UsageFlags) -> Answer {
 fn records(path: &Path) -> anyhow::Result<Vec<Record>> {
     let text = text(path)?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines.map(|(n, line)| Record::parse(line).with_context(|| format!("{}:{}", path.display(), n + 1))).collect()
+    let parsed = lines.map(|(n, line)| Record::parse(line).with_context(|| format!("{}:{}", path.display(), n + 1)));
+    parsed.filter_map(Result::transpose).collect()
 }
 
 fn say<T: Display + Serialize>(said: &T, json: bool) -> std::io::Result<()> {

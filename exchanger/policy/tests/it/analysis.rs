@@ -255,7 +255,10 @@ fn record(at: &str, event: &str, more: Value) -> Record {
     }
     let line = json!({ "seq": 1, "prev": "", "hash": "", "entry": entry }).to_string();
     assert!(Record::parse(&entry.to_string()).is_ok(), "an entry alone");
-    Record::parse(&line).expect("a line of the log")
+    let head = json!({ "head": { "seq": 1, "hash": "", "at": at, "kid": "", "signature": "" } }).to_string();
+    assert!(matches!(Record::parse(&head), Ok(None)), "a signed head");
+    assert!(Record::parse("{}").is_err(), "anything else");
+    Record::parse(&line).expect("a line of the log").expect("an entry")
 }
 
 #[test]
