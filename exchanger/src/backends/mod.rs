@@ -7,6 +7,7 @@
 
 pub mod aws_sts;
 pub mod http;
+pub mod postgres;
 pub mod registry;
 pub mod signed_jwt;
 mod spec;

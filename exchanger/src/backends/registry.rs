@@ -1,6 +1,6 @@
 //! Every type of backend, on one page. To add one: a file beside this one, and a line in each list here.
 
-use super::{Backend, Backends, aws_sts, http, signed_jwt};
+use super::{Backend, Backends, aws_sts, http, postgres, signed_jwt};
 use crate::{
     clock::Clock,
     config::{Env, SecretRef},
@@ -25,6 +25,8 @@ pub enum BackendFile {
     SignedJwt(signed_jwt::File),
     /// Keys of any HTTP API.
     Http(Box<http::File>),
+    /// Login roles of PostgreSQL.
+    Postgres(Box<postgres::File>),
 }
 
 impl BackendFile {
@@ -32,7 +34,7 @@ impl BackendFile {
     fn presents(&self) -> Option<&str> {
         match self {
             Self::AwsSts(file) => file.presents(),
-            Self::SignedJwt(_) | Self::Http(_) => None,
+            Self::SignedJwt(_) | Self::Http(_) | Self::Postgres(_) => None,
         }
     }
 }
@@ -101,5 +103,6 @@ fn build(file: BackendFile, context: &BuildContext, presented: &[&str]) -> Resul
             Backend::Local(Arc::new(signed_jwt::SignedJwt::build(file, context, presented)?))
         }
         BackendFile::Http(file) => Backend::Remote(Arc::new(http::Http::build(*file, context)?)),
+        BackendFile::Postgres(file) => Backend::Remote(Arc::new(postgres::Postgres::build(*file, context)?)),
     })
 }

@@ -1,0 +1,570 @@
+//! `postgres`: a login role for each lease, member of the grant's roles, gone with the lease.
+//!
+//! The server never sees a password: we send it a SCRAM-SHA-256 verifier (RFC 5802, RFC 7677). One
+//! transaction makes the role, and fails when it comes too late. Taking it back shuts the role out first,
+//! ends its sessions (they would outlive both its expiry and its removal), hands over or drops what
+//! it owns in every database of the cluster, and then drops it.
+
+mod pool;
+mod sql;
+#[cfg(test)]
+mod tests;
+
+use super::{
+    Describe, MintError, Minted, Order, Plan, RemoteBackend, RemoteError, Revoked, Spec, registry::BuildContext, spec,
+    spec::SpecReader,
+};
+use crate::{
+    clock::{Clock, Timestamp},
+    config::{SecretRef, Span},
+    leases::{Lease, Revocability, State},
+    store::PendingLease,
+};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use futures_util::future::BoxFuture;
+use jobpass_policy::{CredentialSource, Diagnostic, FieldRules, GrantContext, Permit, Template};
+use jobpass_protocol::{Credential, Secret};
+use pool::{Link, Pool, Server, Tls};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::json;
+use sql::{Identifier, NewRole};
+use std::{
+    fmt::Write as _,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+use tokio_postgres::{
+    SimpleQueryMessage,
+    config::SslMode,
+    error::{DbError, Severity, SqlState},
+};
+use zeroize::Zeroizing;
+
+/// The backend in the server's config.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// The server's host name or address, or the directory of its Unix socket.
+    pub host: String,
+    /// Its port. Default 5432.
+    pub port: Option<u16>,
+    /// The database that we connect to, and that jobs get unless their grant names another.
+    pub database: String,
+    /// The role that makes and drops roles: `CREATEROLE`, and admin option on the roles that grants hand out.
+    pub user: String,
+    /// Its password, by reference: `file:/path`, `env:NAME` or `credential:NAME`.
+    pub password: Option<SecretRef>,
+    /// How the connection is protected. Default: `disable` for loopback and Unix sockets, else `verify-full`.
+    pub sslmode: Option<Protection>,
+    /// The server's own certificate authority, PEM. Default: those that the system trusts.
+    pub ca_file: Option<PathBuf>,
+    /// The roles that grants may hand out. Default: any that our own role may grant.
+    pub roles: Option<Vec<String>>,
+    /// Who gets what a dropped role owned. Default: it is dropped.
+    pub reassign_owned_to: Option<String>,
+    /// Where jobs find the server, if not where we do.
+    #[serde(default)]
+    pub advertise: Advertise,
+    /// How many connections we keep at most. Default 8.
+    pub max_connections: Option<u16>,
+    /// How long a creation may take. Default `5s`.
+    pub deadline: Option<Span>,
+    /// How long after the deadline one may still be on its way inside the server. Default `15s`.
+    pub settle: Option<Span>,
+}
+
+/// How a connection is protected, in libpq's words. Nothing between: a connection that is encrypted
+/// without knowing to whom protects from nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protection {
+    /// Not at all.
+    Disable,
+    /// By TLS, with the server's certificate checked for its host name.
+    VerifyFull,
+}
+
+/// Where jobs find the server.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Advertise {
+    /// Its host.
+    pub host: Option<String>,
+    /// Its port.
+    pub port: Option<u16>,
+    /// libpq's `sslmode` for them. Default: `require` where our own connection uses TLS, else `prefer`.
+    pub sslmode: Option<String>,
+}
+
+/// A grant's `credential:`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SpecFile {
+    /// The roles whose member the login becomes, as templates over stable claims.
+    pub roles: Vec<String>,
+    /// The database that the job is told. Default: the backend's.
+    pub database: Option<String>,
+    /// How many connections it may have at once. Default 5.
+    pub connection_limit: Option<u16>,
+}
+
+const PORT: u16 = 5432;
+const MAX_CONNECTIONS: u16 = 8;
+const CONNECTION_LIMIT: u16 = 5;
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Longer than the statement timeout that each connection is given.
+const SETTLE: Duration = Duration::from_secs(15);
+/// One step of taking a role back.
+const STEP: Duration = Duration::from_secs(15);
+/// How long one session is given to end.
+const SESSION_END_MS: u64 = 5000;
+/// How often sessions and objects that turn up meanwhile are cleared away before it is tried again later.
+const ROUNDS: usize = 3;
+/// The longest comment on a role, in bytes.
+const MAX_COMMENT: usize = 2000;
+
+const ROLE: FieldRules = FieldRules {
+    authority: true,
+    allowed: |c| !c.is_control(),
+    max_len: 63,
+    expected: "a role's name without control characters",
+};
+
+/// A backend that makes login roles.
+pub struct Postgres {
+    identity: String,
+    pool: Pool,
+    clock: Arc<dyn Clock>,
+    roles: Option<Vec<String>>,
+    heir: Option<Identifier>,
+    job_host: String,
+    job_port: u16,
+    job_sslmode: String,
+    database: String,
+    deadline: Duration,
+    settle: Duration,
+}
+
+struct Compiled {
+    roles: Vec<Template>,
+    database: String,
+    connection_limit: u16,
+}
+
+struct Rendered {
+    roles: Vec<Identifier>,
+    database: String,
+    connection_limit: u16,
+    comment: String,
+}
+
+impl Postgres {
+    /// Builds the backend.
+    ///
+    /// # Errors
+    /// When the config cannot be right; the text names the field.
+    pub fn build(file: File, context: &BuildContext) -> Result<Self, String> {
+        let port = file.port.unwrap_or(PORT);
+        let local = file.host.starts_with('/') || is_loopback(&file.host);
+        let protection = file.sslmode.unwrap_or(if local { Protection::Disable } else { Protection::VerifyFull });
+        if protection == Protection::Disable && file.ca_file.is_some() {
+            return Err("ca_file: it is of no use with `sslmode: disable`".to_owned());
+        }
+        let heir = file.reassign_owned_to.as_deref().map(Identifier::parse).transpose();
+        let heir = heir.map_err(|error| format!("reassign_owned_to: {error}"))?;
+        for role in file.roles.iter().flatten() {
+            Identifier::parse(role).map_err(|error| format!("roles: {error}"))?;
+        }
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host(&file.host)
+            .port(port)
+            .user(&file.user)
+            .dbname(&file.database)
+            .application_name("jobpass")
+            .connect_timeout(DEADLINE)
+            .keepalives_idle(Duration::from_secs(30));
+        let tls = (protection == Protection::VerifyFull).then(|| {
+            config.ssl_mode(SslMode::Require);
+            Tls { ca_file: file.ca_file.map(|path| context.path(&path)), connector: OnceLock::new() }
+        });
+        if tls.is_none() {
+            config.ssl_mode(SslMode::Disable);
+        }
+        let sslmode = if tls.is_some() { "require" } else { "prefer" };
+        let server =
+            Server { config, password: file.password.map(|p| context.secret(p)), env: context.env.clone(), tls };
+        let connections = file.max_connections.unwrap_or(MAX_CONNECTIONS).max(1);
+        Ok(Self {
+            identity: format!("postgres://{}:{port}", file.host),
+            pool: Pool::new(server, Arc::clone(&context.clock), connections.into()),
+            clock: Arc::clone(&context.clock),
+            roles: file.roles,
+            heir,
+            job_host: file.advertise.host.unwrap_or(file.host),
+            job_port: file.advertise.port.unwrap_or(port),
+            job_sslmode: file.advertise.sslmode.unwrap_or_else(|| sslmode.to_owned()),
+            database: file.database,
+            deadline: file.deadline.map_or(DEADLINE, |span| span.0),
+            settle: file.settle.map_or(SETTLE, |span| span.0),
+        })
+    }
+
+    async fn make(&self, pending: &PendingLease, order: &Order, rendered: &Rendered) -> Result<Minted, MintError> {
+        let State::Pending { mint_by, .. } = *pending.lease().state() else {
+            return Err(MintError::Unavailable("the lease is not pending any more".to_owned()));
+        };
+        let name = Identifier::parse(&pending.remote_name()).map_err(|error| spec::unfit("lease", &error))?;
+        let password = password()?;
+        let verifier = Zeroizing::new(postgres_protocol::password::scram_sha_256(password.expose().as_bytes()));
+        let link = self.pool.take(self.deadline).await;
+        let mut link = link.map_err(|error| MintError::Unavailable(error.to_string()))?;
+        let statements = Zeroizing::new(
+            NewRole {
+                name: &name,
+                member_of: &rendered.roles,
+                verifier: &verifier,
+                connection_limit: rendered.connection_limit,
+                valid_until: order.expires_at,
+                comment: &rendered.comment,
+                not_after: link.by_server(mint_by),
+            }
+            .statements(),
+        );
+        match link.client.simple_query(&statements).await {
+            Ok(answer) => {
+                link.learn_time(&answer, self.clock.now());
+                self.pool.give_back(link);
+                let credential = Credential::postgres(
+                    &self.job_host,
+                    self.job_port,
+                    &rendered.database,
+                    name.as_str(),
+                    password,
+                    &self.job_sslmode,
+                );
+                Ok(Minted { credential, expires_at: order.expires_at })
+            }
+            Err(error) => {
+                let outcome = classify(&error);
+                if !matches!(outcome, MintError::OutcomeUnknown(_)) {
+                    self.pool.give_back(link);
+                }
+                Err(outcome)
+            }
+        }
+    }
+
+    async fn take_back(&self, role: &Identifier) -> Result<Revoked, RemoteError> {
+        let link = self.pool.take(STEP).await.map_err(|error| RemoteError(error.to_string()))?;
+        let revoked = self.take_back_over(&link, role).await;
+        if revoked.is_ok() {
+            self.pool.give_back(link);
+        }
+        revoked
+    }
+
+    async fn take_back_over(&self, link: &Link, role: &Identifier) -> Result<Revoked, RemoteError> {
+        match run(link, &sql::lock_out(role)).await {
+            Ok(_) => {}
+            Err(Trouble::Server(SqlState::UNDEFINED_OBJECT, _)) => return Ok(Revoked::NotFound),
+            Err(trouble) => return Err(trouble.into()),
+        }
+        for _ in 0..ROUNDS {
+            let holdings = Holdings::read(&run(link, &sql::holdings(role)).await?);
+            if holdings.sessions || !holdings.databases.is_empty() {
+                run(link, &sql::become_member(role)).await?;
+            }
+            if holdings.sessions {
+                run(link, &sql::terminate(role, SESSION_END_MS)).await?;
+                // What they were about to commit, they may have committed: look again.
+                continue;
+            }
+            for database in &holdings.databases {
+                self.disown(link, role, database).await?;
+            }
+            match run(link, &sql::drop_role(role)).await {
+                Ok(_) => return Ok(Revoked::Gone),
+                Err(Trouble::Server(SqlState::UNDEFINED_OBJECT, _)) => return Ok(Revoked::NotFound),
+                Err(Trouble::Server(SqlState::DEPENDENT_OBJECTS_STILL_EXIST, _)) => {}
+                Err(trouble) => return Err(trouble.into()),
+            }
+        }
+        Err(RemoteError(format!("{} still has sessions or objects", role.as_str())))
+    }
+
+    async fn disown(&self, link: &Link, role: &Identifier, database: &str) -> Result<(), RemoteError> {
+        let statements = sql::disown(role, self.heir.as_ref());
+        if database == self.database {
+            run(link, &statements).await?;
+            return Ok(());
+        }
+        let connected = tokio::time::timeout(STEP, self.pool.server.connect(Some(database))).await;
+        let client = connected
+            .map_err(|_| RemoteError(format!("no connection to database {database} in time")))?
+            .map_err(|error| RemoteError(format!("database {database}: {error}")))?;
+        let done = tokio::time::timeout(STEP, client.simple_query(&statements)).await;
+        done.map_err(|_| Trouble::Deadline)?.map_err(|error| Trouble::from(&error))?;
+        Ok(())
+    }
+}
+
+/// What a role holds on to.
+struct Holdings {
+    sessions: bool,
+    databases: Vec<String>,
+}
+
+impl Holdings {
+    fn read(answer: &[SimpleQueryMessage]) -> Self {
+        let mut holdings = Self { sessions: false, databases: Vec::new() };
+        for message in answer {
+            if let SimpleQueryMessage::Row(row) = message {
+                holdings.sessions |= row.get(0).is_some_and(|count| count != "0");
+                holdings.databases.extend(row.get(1).map(str::to_owned));
+            }
+        }
+        holdings
+    }
+}
+
+/// Why a step of taking back failed.
+enum Trouble {
+    Server(SqlState, String),
+    Connection(String),
+    Deadline,
+}
+
+impl From<&tokio_postgres::Error> for Trouble {
+    fn from(error: &tokio_postgres::Error) -> Self {
+        match error.as_db_error() {
+            Some(refusal) => Self::Server(refusal.code().clone(), describe(error)),
+            None => Self::Connection(describe(error)),
+        }
+    }
+}
+
+impl From<Trouble> for RemoteError {
+    fn from(trouble: Trouble) -> Self {
+        Self(match trouble {
+            Trouble::Server(_, text) | Trouble::Connection(text) => text,
+            Trouble::Deadline => "PostgreSQL did not answer in time".to_owned(),
+        })
+    }
+}
+
+async fn run(link: &Link, statements: &str) -> Result<Vec<SimpleQueryMessage>, Trouble> {
+    let answer = tokio::time::timeout(STEP, link.client.simple_query(statements)).await;
+    answer.map_err(|_| Trouble::Deadline)?.map_err(|error| Trouble::from(&error))
+}
+
+/// What an error of the creating transaction says about its outcome.
+fn classify(error: &tokio_postgres::Error) -> MintError {
+    let text = describe(error);
+    let Some(refusal) = error.as_db_error() else {
+        return MintError::OutcomeUnknown(text);
+    };
+    // A session that the server ends may have been ended after its commit.
+    if !matches!(refusal.parsed_severity(), Some(Severity::Error)) {
+        return MintError::OutcomeUnknown(text);
+    }
+    match refusal.code() {
+        // Our own check of the time, and the timeouts.
+        &SqlState::DIVISION_BY_ZERO => MintError::Unavailable("PostgreSQL came to it too late".to_owned()),
+        &SqlState::QUERY_CANCELED | &SqlState::LOCK_NOT_AVAILABLE => MintError::Unavailable(text),
+        // Somebody made the role before: an earlier try of ours.
+        &SqlState::DUPLICATE_OBJECT | &SqlState::UNIQUE_VIOLATION => MintError::OutcomeUnknown(text),
+        // Class 53, insufficient resources.
+        code if code.code().starts_with("53") => MintError::Unavailable(text),
+        _ => MintError::Refused(text),
+    }
+}
+
+/// The server's code and message, or what happened to the connection. The statement is never in it.
+fn describe(error: &tokio_postgres::Error) -> String {
+    if let Some(refusal) = error.as_db_error() {
+        return format!("{} (SQLSTATE {}){}", refusal.message(), refusal.code().code(), cure(refusal));
+    }
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let _ = write!(text, ": {cause}"); // writing to a String cannot fail
+        source = cause.source();
+    }
+    text
+}
+
+fn cure(refusal: &DbError) -> &'static str {
+    match refusal.code() {
+        &SqlState::INSUFFICIENT_PRIVILEGE => {
+            ": give the backend's role CREATEROLE, and the granted roles WITH ADMIN OPTION (docs/backends/postgres.md)"
+        }
+        _ => "",
+    }
+}
+
+/// 256 random bits, in characters that need no quoting anywhere.
+fn password() -> Result<Secret, MintError> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *bytes).map_err(|_| MintError::Unavailable("the system has no randomness".to_owned()))?;
+    Ok(Secret::new(URL_SAFE_NO_PAD.encode(*bytes)))
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// What stands on the role: which lease it is, and who asked. ASCII only, whatever the server's encoding is.
+fn comment(permit: &Permit, order: &Order) -> String {
+    let claims = serde_json::to_string(&permit.claims().recorded()).unwrap_or_default();
+    let mut text = format!("jobpass lease {} grant {} issuer {} ", order.lease, permit.grant().name(), permit.issuer());
+    for c in claims.chars() {
+        let start = text.len();
+        if c.is_ascii() && !c.is_ascii_control() {
+            text.push(c);
+        } else {
+            let mut units = [0; 2];
+            for unit in c.encode_utf16(&mut units) {
+                let _ = write!(text, "\\u{unit:04x}"); // writing to a String cannot fail
+            }
+        }
+        if text.len() > MAX_COMMENT {
+            text.truncate(start);
+            break;
+        }
+    }
+    text
+}
+
+impl Describe for Postgres {
+    fn kind(&self) -> &'static str {
+        "postgres"
+    }
+
+    fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    fn compile_spec(
+        &self,
+        credential: &CredentialSource<'_>,
+        grant: &GrantContext<'_>,
+    ) -> Result<Spec, Vec<Diagnostic>> {
+        let file: SpecFile = credential.parse().map_err(|error| vec![error])?;
+        let mut reader = SpecReader::new(credential, grant);
+        if file.roles.is_empty() {
+            reader.refuse(&["roles"], "a login without roles can do nothing", "name at least one role");
+        }
+        let mut roles = Vec::with_capacity(file.roles.len());
+        for (index, text) in file.roles.iter().enumerate() {
+            let at = index.to_string();
+            let path = ["roles", at.as_str()];
+            let Some(template) = reader.template(&path, text, &ROLE) else { continue };
+            let fixed = template.claims().next().is_none();
+            if fixed && let Err(why) = self.may_hand_out(text) {
+                reader.refuse(&path, why, "choose one of the roles in the backend's config, or add it there");
+            }
+            roles.push(template);
+        }
+        if file.connection_limit == Some(0) {
+            reader.refuse(&["connection_limit"], "nobody could log in", "allow at least one connection");
+        }
+        reader.finish(Some(Compiled {
+            roles,
+            database: file.database.unwrap_or_else(|| self.database.clone()),
+            connection_limit: file.connection_limit.unwrap_or(CONNECTION_LIMIT),
+        }))
+    }
+
+    fn preflight(&self) -> Result<(), String> {
+        if let Some(password) = &self.pool.server.password {
+            password.read(&self.pool.server.env).map_err(|error| format!("password: {error}"))?;
+        }
+        match &self.pool.server.tls {
+            Some(tls) => tls.connector().map(|_| ()).map_err(|error| error.to_string()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Postgres {
+    fn may_hand_out(&self, role: &str) -> Result<Identifier, String> {
+        match &self.roles {
+            Some(roles) if !roles.iter().any(|known| known == role) => {
+                Err("this role is not among those that grants may hand out".to_owned())
+            }
+            // PostgreSQL's own roles stand for rights over the whole server.
+            None if role.starts_with("pg_") => {
+                Err("PostgreSQL's predefined roles have to be listed in the backend's `roles`".to_owned())
+            }
+            _ => Identifier::parse(role).map_err(|error| error.to_string()),
+        }
+    }
+}
+
+impl RemoteBackend for Postgres {
+    fn revocability(&self) -> Revocability {
+        Revocability::ByName
+    }
+
+    fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    fn settle(&self) -> Duration {
+        self.settle
+    }
+
+    fn extends(&self) -> bool {
+        true
+    }
+
+    fn plan(&self, permit: &Permit, order: &Order) -> Result<Plan, MintError> {
+        let compiled: &Compiled = spec::of(permit)?;
+        let mut roles = Vec::with_capacity(compiled.roles.len());
+        for (index, template) in compiled.roles.iter().enumerate() {
+            let field = format!("credential.roles.{index}");
+            let role = spec::render(&field, template, permit)?;
+            roles.push(self.may_hand_out(&role).map_err(|why| spec::unfit(&field, &why))?);
+        }
+        let rendered = Rendered {
+            roles,
+            database: compiled.database.clone(),
+            connection_limit: compiled.connection_limit,
+            comment: comment(permit, order),
+        };
+        let worst_expiry = order.expires_at.max(order.at + self.deadline + self.settle);
+        let object = json!({ "role": order.lease.remote_name() });
+        Ok(Plan { object, rendered: Arc::new(rendered), worst_expiry })
+    }
+
+    fn mint<'a>(
+        &'a self,
+        pending: &'a PendingLease,
+        order: &'a Order,
+        rendered: &'a Spec,
+    ) -> BoxFuture<'a, Result<Minted, MintError>> {
+        Box::pin(async move { self.make(pending, order, spec::rendered(rendered)?).await })
+    }
+
+    fn revoke<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<Revoked, RemoteError>> {
+        Box::pin(async move {
+            let name = lease.id().remote_name();
+            let role = Identifier::parse(&name).map_err(|error| RemoteError(error.to_string()))?;
+            self.take_back(&role).await
+        })
+    }
+
+    fn extend<'a>(&'a self, lease: &'a Lease, until: Timestamp) -> BoxFuture<'a, Result<(), RemoteError>> {
+        Box::pin(async move {
+            let name = lease.id().remote_name();
+            let role = Identifier::parse(&name).map_err(|error| RemoteError(error.to_string()))?;
+            let link = self.pool.take(self.deadline).await.map_err(|error| RemoteError(error.to_string()))?;
+            run(&link, &sql::extend(&role, until)).await?;
+            self.pool.give_back(link);
+            Ok(())
+        })
+    }
+}

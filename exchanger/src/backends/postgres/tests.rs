@@ -1,0 +1,80 @@
+use super::*;
+use crate::backends::{
+    Backend,
+    testing::{Bench, order},
+};
+
+const CONFIG: &str = "
+db:
+  postgres:
+    host: db.example
+    database: app
+    user: jobpass
+    password: env:SECRET
+    roles: [app_deploy, \"Répo 772002\", \"q\\\"uo'te\"]
+";
+
+fn plan(bench: &Bench, credential: &str, replaced: &[(&str, &str)]) -> Result<(Plan, Arc<Rendered>), String> {
+    let permit = bench.permit(credential, "15m", replaced)?;
+    let Backend::Remote(backend) = bench.backend() else { panic!("postgres is remote") };
+    let plan = backend.plan(&permit, &order(&permit)).map_err(|error| error.to_string())?;
+    let rendered = Arc::clone(&plan.rendered).downcast().expect("ours");
+    Ok((plan, rendered))
+}
+
+#[test]
+fn specs() {
+    let bench = Bench::new(CONFIG);
+    let (plan_made, rendered) = plan(&bench, "roles: [\"Répo {{ claims.repository_id }}\"]", &[]).expect("planned");
+    assert_eq!(rendered.roles, [Identifier::parse("Répo 772002").expect("a name")]);
+    assert_eq!(rendered.connection_limit, CONNECTION_LIMIT);
+    assert_eq!(plan_made.object, json!({ "role": "jobpass_01990000000070008000000000000001" }));
+    for (credential, refusal) in [
+        ("roles: []", "can do nothing"),
+        ("roles: [postgres]", "not among those that grants may hand out"),
+        ("roles: [\"{{ claims.repository_owner_id }}\"]", "credential.roles.0: this role is not among"),
+        ("roles: [\"{{ claims.actor }}\"]", "decides here what the credential can do"),
+        ("roles: [app_deploy]\nconnection_limit: 0", "nobody could log in"),
+        ("role: app_deploy", "role"),
+    ] {
+        let error = plan(&bench, credential, &[]).err().unwrap_or_else(|| panic!("{credential}: planned"));
+        assert!(error.contains(refusal), "{credential}: {error}");
+    }
+    let open = Bench::new("db: { postgres: { host: db.example, database: app, user: jobpass } }");
+    assert!(plan(&open, "roles: [anything]", &[]).is_ok());
+    let error = plan(&open, "roles: [pg_read_server_files]", &[]).err().expect("refused");
+    assert!(error.contains("predefined"), "{error}");
+}
+
+#[test]
+fn comments_are_ascii_and_bounded() {
+    let bench = Bench::new(CONFIG);
+    let long = "я".repeat(300);
+    for actor in ["o'cto\\cat\"; DROP ROLE x; --", "окто\u{1F419}", "a\0b\nc", long.as_str()] {
+        let (_, rendered) = plan(&bench, "roles: [app_deploy]", &[("actor", actor)]).expect("planned");
+        assert!(rendered.comment.bytes().all(|b| (0x20..0x7f).contains(&b)), "{}", rendered.comment);
+        assert!(rendered.comment.len() <= MAX_COMMENT);
+        assert!(rendered.comment.starts_with("jobpass lease 01990000-0000-7000-8000-000000000001 grant deploy-prod"));
+        assert!(rendered.comment.contains("772002"), "{}", rendered.comment);
+    }
+}
+
+#[test]
+fn configs() {
+    for (from, to, refusal) in [
+        ("app_deploy", "\"\"", "roles: expected a name"),
+        ("user: jobpass", "user: jobpass\n    sslmode: disable\n    ca_file: ca.pem", "ca_file"),
+        ("user: jobpass", "user: jobpass\n    reassign_owned_to: \"\"", "reassign_owned_to"),
+    ] {
+        let error = Bench::new(&CONFIG.replacen(from, to, 1)).backends.err().unwrap_or_else(|| panic!("{to}: built"));
+        assert!(error.contains(refusal), "{to}: {error}");
+    }
+    for (from, to, refusal) in [
+        ("env:SECRET", "env:ABSENT", "password: the secret env:ABSENT is not there"),
+        ("user: jobpass", "user: jobpass\n    ca_file: absent.pem", "/nowhere/absent.pem"),
+    ] {
+        let bench = Bench::new(&CONFIG.replacen(from, to, 1));
+        let error = bench.backend().describe().preflight().expect_err(to);
+        assert!(error.contains(refusal), "{to}: {error}");
+    }
+}
