@@ -2,4 +2,5 @@
 
 mod aws;
 mod openbao;
+mod postgres;
 mod world;

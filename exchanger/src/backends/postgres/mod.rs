@@ -6,6 +6,7 @@
 //! it owns in every database of the cluster, and then drops it.
 
 mod pool;
+mod scram;
 mod sql;
 #[cfg(test)]
 mod tests;
@@ -217,8 +218,8 @@ impl Postgres {
             return Err(MintError::Unavailable("the lease is not pending any more".to_owned()));
         };
         let name = Identifier::parse(&pending.remote_name()).map_err(|error| spec::unfit("lease", &error))?;
-        let password = password()?;
-        let verifier = Zeroizing::new(postgres_protocol::password::scram_sha_256(password.expose().as_bytes()));
+        let password = Secret::new(URL_SAFE_NO_PAD.encode(*random::<32>()?));
+        let verifier = Zeroizing::new(scram::verifier(password.expose(), &*random()?));
         let link = self.pool.take(self.deadline).await;
         let mut link = link.map_err(|error| MintError::Unavailable(error.to_string()))?;
         let statements = Zeroizing::new(
@@ -227,7 +228,7 @@ impl Postgres {
                 member_of: &rendered.roles,
                 verifier: &verifier,
                 connection_limit: rendered.connection_limit,
-                valid_until: order.expires_at,
+                valid_until: link.by_server(order.expires_at),
                 comment: &rendered.comment,
                 not_after: link.by_server(mint_by),
             }
@@ -405,11 +406,10 @@ fn cure(refusal: &DbError) -> &'static str {
     }
 }
 
-/// 256 random bits, in characters that need no quoting anywhere.
-fn password() -> Result<Secret, MintError> {
-    let mut bytes = Zeroizing::new([0; 32]);
+fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, MintError> {
+    let mut bytes = Zeroizing::new([0; N]);
     getrandom::fill(&mut *bytes).map_err(|_| MintError::Unavailable("the system has no randomness".to_owned()))?;
-    Ok(Secret::new(URL_SAFE_NO_PAD.encode(*bytes)))
+    Ok(bytes)
 }
 
 fn is_loopback(host: &str) -> bool {
@@ -562,7 +562,7 @@ impl RemoteBackend for Postgres {
             let name = lease.id().remote_name();
             let role = Identifier::parse(&name).map_err(|error| RemoteError(error.to_string()))?;
             let link = self.pool.take(self.deadline).await.map_err(|error| RemoteError(error.to_string()))?;
-            run(&link, &sql::extend(&role, until)).await?;
+            run(&link, &sql::extend(&role, link.by_server(until))).await?;
             self.pool.give_back(link);
             Ok(())
         })

@@ -22,7 +22,7 @@ use tokio::{
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// A connection that was used this recently is taken for alive.
+/// A connection that told its time this recently is taken for alive.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// Why there is no connection. Nothing was asked of the server yet.
@@ -126,7 +126,7 @@ pub(super) struct Link {
     pub(super) client: Client,
     /// The server's clock minus ours, in milliseconds; never more than it is.
     offset: i64,
-    used_at: Instant,
+    learned_at: Instant,
     /// Held while the link is out.
     _turn: Option<OwnedSemaphorePermit>,
 }
@@ -145,6 +145,7 @@ impl Link {
         });
         if let Some(server) = told {
             self.offset = server - now.millis();
+            self.learned_at = Instant::now();
         }
     }
 }
@@ -172,14 +173,14 @@ impl Pool {
         let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(closed)?;
         while let Some(mut link) = self.pop() {
             let alive =
-                !link.client.is_closed() && (link.used_at.elapsed() < FRESH || self.probe(&mut link).await.is_ok());
+                !link.client.is_closed() && (link.learned_at.elapsed() < FRESH || self.probe(&mut link).await.is_ok());
             if alive {
                 link._turn = Some(turn);
                 return Ok(link);
             }
         }
         let client = self.server.connect(None).await?;
-        let mut link = Link { client, offset: 0, used_at: Instant::now(), _turn: Some(turn) };
+        let mut link = Link { client, offset: 0, learned_at: Instant::now(), _turn: Some(turn) };
         self.probe(&mut link).await.map_err(|error| Unreachable::Connect(super::describe(&error)))?;
         Ok(link)
     }
@@ -188,7 +189,6 @@ impl Pool {
     /// middle of something, is dropped instead.
     pub(super) fn give_back(&self, mut link: Link) {
         link._turn = None;
-        link.used_at = Instant::now();
         if !link.client.is_closed() {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(link);
         }

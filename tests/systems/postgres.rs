@@ -1,0 +1,194 @@
+//! The `postgres` backend through the front door, against a real PostgreSQL, as an admin who is no superuser.
+
+use jobpass_tests::{
+    postgres::Postgres,
+    world::{Answer, Setting, World, grant, session},
+};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio_postgres::{Client, NoTls};
+
+const WEIRD: &str = r#"we"ird '\ роль; DROP ROLE app; --"#;
+
+/// A world whose backends `db` and `heir` are one PostgreSQL; `more` is config of both.
+async fn start(more: &str) -> (World, Postgres, TempDir) {
+    let postgres = Postgres::start().await;
+    let weird = WEIRD.replace('"', "\"\"");
+    let setup = format!(
+        "CREATE ROLE app; CREATE ROLE \"{weird}\"; CREATE ROLE heir; CREATE ROLE forbidden; \
+         CREATE ROLE jobpass LOGIN CREATEROLE PASSWORD 'adminpw'; GRANT heir TO jobpass; \
+         GRANT app, \"{weird}\" TO jobpass WITH ADMIN OPTION; \
+         GRANT CREATE ON SCHEMA public TO app, heir; CREATE TABLE deploys (n int); GRANT SELECT, INSERT ON deploys TO app"
+    );
+    let admin = postgres.admin().await;
+    admin.batch_execute(&setup).await.expect("the superuser may");
+    admin.batch_execute("CREATE DATABASE other").await.expect("the superuser may");
+    let other = connect(postgres.port, "other", "admin", "adminpw").await.expect("the superuser logs in");
+    other.batch_execute("GRANT CREATE ON SCHEMA public TO app").await.expect("the superuser may");
+
+    let secrets = tempfile::tempdir().expect("a directory");
+    let password = secrets.path().join("password");
+    std::fs::write(&password, "adminpw\n").expect("writes");
+    let backend = |name: &str, more: &str| {
+        format!(
+            "  {name}:\n    postgres: {{ host: 127.0.0.1, port: {}, database: postgres, user: jobpass, \
+             password: \"file:{}\"{more} }}\n",
+            postgres.port,
+            password.display()
+        )
+    };
+    let weird = WEIRD.replace('\\', "\\\\").replace('"', "\\\"");
+    let grants = [
+        ("db", "db", "roles: [app]".to_owned()),
+        ("heir", "heir", "roles: [app]".to_owned()),
+        ("weird", "db", format!("roles: [\"{weird}\"]")),
+        ("forbidden", "db", "roles: [forbidden]".to_owned()),
+    ];
+    let grants = grants.map(|(name, backend, spec)| (format!("{name}.yaml"), grant(name, backend, &spec)));
+    let backends = backend("db", more) + &backend("heir", &format!(", reassign_owned_to: heir{more}"));
+    let world = World::of(Setting { grants: grants.into(), backends, ..Setting::default() }).await;
+    (world, postgres, secrets)
+}
+
+async fn connect(port: u16, database: &str, user: &str, password: &str) -> Result<Client, tokio_postgres::Error> {
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(port).dbname(database).user(user).password(password);
+    let (client, connection) = config.connect(NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// Logs in as a job would.
+async fn login(answer: &Answer, database: &str) -> Result<Client, tokio_postgres::Error> {
+    let port = answer.text_at("/credential/port").parse().expect("a port");
+    connect(port, database, &answer.text_at("/credential/username"), &answer.text_at("/credential/password")).await
+}
+
+async fn count(client: &Client, query: &str) -> i64 {
+    client.query_one(query, &[]).await.expect("the query is right").get(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_does_what_its_role_may_and_is_gone_after() {
+    let (world, postgres, _secrets) = start("").await;
+    let admin = postgres.admin().await;
+    for (name, kept) in [("db", false), ("heir", true)] {
+        let answer = world.issue(name).await;
+        assert_eq!(answer.text_at("/credential/sslmode"), "prefer");
+        let role = answer.text_at("/credential/username");
+        let comment = "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = $1";
+        let comment: String = admin.query_one(comment, &[&role]).await.expect("the role is there").get(0);
+        assert!(comment.contains(&answer.text_at("/lease_id")) && comment.contains("772002"), "{comment}");
+        let verifier = "SELECT rolpassword FROM pg_authid WHERE rolname = $1";
+        let verifier: String = admin.query_one(verifier, &[&role]).await.expect("the role is there").get(0);
+        assert!(verifier.starts_with("SCRAM-SHA-256$4096:"), "{verifier}");
+
+        let job = login(&answer, "postgres").await.expect("the job logs in");
+        job.batch_execute("INSERT INTO deploys VALUES (1); CREATE TABLE mine (n int)").await.expect("the role may");
+        for forbidden in ["CREATE ROLE x", "SET ROLE heir", "DELETE FROM deploys", "COPY (SELECT 1) TO '/tmp/x'"] {
+            let refused = job.batch_execute(forbidden).await.expect_err(forbidden);
+            assert_eq!(refused.code().map(|code| code.code()), Some("42501"), "{forbidden}: {refused}");
+        }
+        let elsewhere = login(&answer, "other").await.expect("the job logs in elsewhere");
+        elsewhere.batch_execute("CREATE TABLE elsewhere (n int)").await.expect("the role may");
+        drop(elsewhere);
+
+        // Its own session is open, it owns tables in two databases, and only one backend has an heir.
+        world.revoke(&answer.handle()).await.granted();
+        let lease = answer.text_at("/lease_id");
+        world.until("the lease is ended", async || world.state_of(&lease).await["state"] == "ended").await;
+        assert!(!postgres.has_role(&role).await);
+        assert!(job.query("SELECT 1", &[]).await.is_err(), "an open session outlived its role");
+        assert!(login(&answer, "postgres").await.is_err());
+        let owned = "SELECT count(*) FROM pg_class WHERE relname IN ('mine', 'elsewhere')";
+        assert_eq!(count(&admin, owned).await, i64::from(kept), "{name}");
+        assert_eq!(world.revoke(&answer.handle()).await.body["state"], "ended", "revocation is idempotent");
+        admin.batch_execute("DROP TABLE IF EXISTS mine").await.expect("the superuser may");
+        let other = connect(postgres.port, "other", "admin", "adminpw").await.expect("the superuser logs in");
+        assert_eq!(count(&other, owned).await, i64::from(kept), "{name}");
+        other.batch_execute("DROP TABLE IF EXISTS elsewhere").await.expect("the superuser may");
+    }
+    assert_eq!(count(&admin, "SELECT count(*) FROM deploys").await, 2, "what the jobs did stays");
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_login_is_the_same_login_and_expires_with_its_lease() {
+    let (world, postgres, _secrets) = start("").await;
+    let answer = world.issue("db").await;
+    let until =
+        "SELECT extract(epoch FROM rolvaliduntil - now())::bigint FROM pg_roles WHERE rolname LIKE 'jobpass\\_%'";
+    let admin = postgres.admin().await;
+    let first = count(&admin, until).await;
+    assert!((880..=900).contains(&first), "{first}");
+    world.advance(Duration::from_secs(600));
+    let renewed = world.renew(&answer.handle(), &[]).await.granted();
+    assert_eq!(renewed.text_at("/lease_id"), answer.text_at("/lease_id"));
+    assert!(count(&admin, until).await > first, "the role lives longer");
+    login(&answer, "postgres").await.expect("the first password works on");
+    world.advance(Duration::from_secs(16 * 60));
+    world.until("the role is gone", async || postgres.leased_roles().await.is_empty()).await;
+    world.until("the lease is ended", async || world.leases().await[0].state.name() == "ended").await;
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_carried_whole_and_refusals_are_plain() {
+    let (world, postgres, _secrets) = start("").await;
+    let answer = world.issue("weird").await;
+    let job = login(&answer, "postgres").await.expect("the job logs in");
+    let member = job.query_one("SELECT pg_has_role($1, 'USAGE')", &[&WEIRD]).await.expect("the role is there");
+    assert!(member.get::<_, bool>(0));
+    assert!(postgres.has_role("app").await);
+    world.revoke(&answer.handle()).await.granted();
+
+    // On PostgreSQL 15 CREATEROLE hands out any role, so what is missing there is refused by name only.
+    postgres.admin().await.batch_execute("DROP ROLE forbidden").await.expect("the superuser may");
+    world.exchange(&world.token(), "forbidden", &[("session", &session())]).await.refused(502, "server_error");
+    let missing = "role \"forbidden\" does not exist";
+    let told = || world.audit().iter().any(|entry| entry["reason"].as_str().is_some_and(|why| why.contains(missing)));
+    world.until("the audit log says why", async || told()).await;
+    world.until("no role is left", async || postgres.leased_roles().await.is_empty()).await;
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_at_once_leave_nothing() {
+    let (world, postgres, _secrets) = start(", deadline: 30s").await;
+    let jobs = (0..60).map(|_| async {
+        let answer = world.issue("db").await;
+        login(&answer, "postgres").await.expect("the job logs in");
+        world.revoke(&answer.handle()).await.granted();
+    });
+    futures_util::future::join_all(jobs).await;
+    world.until("no role is left", async || postgres.leased_roles().await.is_empty()).await;
+    world.until("all is ended", async || world.leases().await.iter().all(|l| l.state.name() == "ended")).await;
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_creation_that_was_held_up_comes_to_nothing() {
+    let (world, postgres, _secrets) = start(", deadline: 1s, max_connections: 1").await;
+    world.revoke(&world.issue("db").await.handle()).await.granted();
+    let admin = postgres.admin().await;
+    admin.batch_execute("BEGIN; LOCK TABLE pg_authid IN EXCLUSIVE MODE").await.expect("the superuser may");
+    world.exchange(&world.token(), "db", &[("session", &session())]).await.refused(502, "server_error");
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'CREATE ROLE%'";
+    assert_eq!(count(&admin, waiting).await, 1, "the creation is still on its way");
+    admin.batch_execute("COMMIT").await.expect("the lock goes");
+    world.until("the creation is over", async || count(&admin, waiting).await == 0).await;
+    assert_eq!(postgres.leased_roles().await, [""; 0]);
+    world.advance(Duration::from_secs(16 * 60));
+    world.until("all is ended", async || world.leases().await.iter().all(|l| l.state.name() == "ended")).await;
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_gone_makes_nothing() {
+    let (world, postgres, _secrets) = start("").await;
+    world.revoke(&world.issue("db").await.handle()).await.granted();
+    drop(postgres);
+    world.exchange(&world.token(), "db", &[("session", &session())]).await.refused(502, "server_error");
+    world.until("all is ended", async || world.leases().await.iter().all(|l| l.state.name() == "ended")).await;
+    world.close().await;
+}
