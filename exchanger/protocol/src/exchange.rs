@@ -144,7 +144,7 @@ impl<'a> Form<'a> {
             return Err(FormError::TooLarge);
         }
         let mut seen: Vec<(Cow<'a, str>, Zeroizing<String>)> = Vec::with_capacity(8);
-        for (name, value) in url::form_urlencoded::parse(body) {
+        for (name, value) in body.split(|b| *b == b'&').filter_map(parameter) {
             if seen.len() == MAX_PARAMETERS {
                 return Err(FormError::TooLarge);
             }
@@ -152,7 +152,7 @@ impl<'a> Form<'a> {
                 let shown: String = name.chars().filter(char::is_ascii_graphic).take(32).collect();
                 return Err(FormError::Duplicated(shown));
             }
-            seen.push((name, Zeroizing::new(value.into_owned())));
+            seen.push((name, value));
         }
         Ok(Self(seen))
     }
@@ -245,6 +245,20 @@ impl<'a> Form<'a> {
             ttl: self.ttl()?,
             request_id: self.request_id()?,
         })
+    }
+}
+
+/// One name and value of a form. A token is most of a form and has nothing to decode: only what has is.
+fn parameter(pair: &[u8]) -> Option<(Cow<'_, str>, Zeroizing<String>)> {
+    match std::str::from_utf8(pair) {
+        Ok(plain) if !plain.is_empty() && !pair.iter().any(|b| matches!(b, b'%' | b'+')) => {
+            let (name, value) = plain.split_once('=').unwrap_or((plain, ""));
+            Some((Cow::Borrowed(name), Zeroizing::new(value.to_owned())))
+        }
+        _ => {
+            let (name, value) = url::form_urlencoded::parse(pair).next()?;
+            Some((name, Zeroizing::new(value.into_owned())))
+        }
     }
 }
 
@@ -362,6 +376,8 @@ mod tests {
             (format!("{BASE}&unknown=1&ttl="), None),
             (format!("{BASE}&audience=other"), Some(FormError::Duplicated("audience".into()))),
             (format!("{BASE}&unknown=1&unknown=2"), Some(FormError::Duplicated("unknown".into()))),
+            (format!("{BASE}&%61udience=other"), Some(FormError::Duplicated("audience".into()))),
+            (format!("{BASE}&&a+b=%26&=&x=1=2&y"), None),
             (format!("{BASE}&resource=https%3A%2F%2Fx"), Some(FormError::Unsupported("resource"))),
             (format!("{BASE}&actor_token=x"), Some(FormError::Unsupported("actor_token"))),
             (
