@@ -7,5 +7,8 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // The allocator asks for huge pages, which would triple the memory of an idle server. A kernel that
+    // does not know the request leaves it at that.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     cli::run()
 }
