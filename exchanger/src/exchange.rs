@@ -12,7 +12,7 @@
 
 use crate::{
     app::App,
-    audit::{Entry, Event},
+    audit::{Entry, Event, chain::push_hex},
     backends::{Backend, LocalBackend, MintError, Minted, Order, RemoteBackend},
     clock::Timestamp,
     leases::{Ending, Family, Lease, Outlives, Placement, Revocability, State, Subject, TokenKey},
@@ -309,10 +309,10 @@ async fn issue_local(
         revocability: Revocability::None,
         object: serde_json::Value::Null,
     };
-    let lease = draft.lease(app, order, placement, State::Active { expires_at: minted.expires_at });
+    let (lease, by) = draft.lease(app, order, placement, State::Active { expires_at: minted.expires_at });
     let handle = app.new_handle(order.lease);
     let entry = story.entry(Event::Issued, permit, &lease, minted.expires_at);
-    let opening = Opening { by: draft.by, lease, handle: hash(handle.expose()), entry };
+    let opening = Opening { by, lease, handle: hash(handle.expose()), entry };
     match app.store.open_active(opening).await? {
         Opened::Refused(why) => Err(story.unentitled(app, permit, why).await),
         Opened::Yes { superseded, .. } => {
@@ -340,10 +340,10 @@ async fn issue_remote(
     };
     let mint_by = order.at + backend.deadline();
     let waiting = State::Pending { mint_by, reap_at: mint_by + backend.settle(), worst_expiry: plan.worst_expiry };
-    let lease = draft.lease(app, order, placement, waiting.clone());
+    let (lease, by) = draft.lease(app, order, placement, waiting.clone());
     let handle = app.new_handle(order.lease);
     let entry = story.entry(Event::Permitted, permit, &lease, order.expires_at);
-    let opening = Opening { by: draft.by, lease, handle: hash(handle.expose()), entry };
+    let opening = Opening { by, lease, handle: hash(handle.expose()), entry };
     let pending = match app.store.open_pending(opening).await? {
         Opened::Refused(why) => return Err(story.unentitled(app, permit, why).await),
         Opened::Yes { value, superseded } => {
@@ -482,17 +482,12 @@ struct Draft {
 }
 
 impl Draft {
-    fn lease(&self, app: &App, order: &Order, placement: Placement, state: State) -> Lease {
-        Lease::draft(
-            order.lease,
-            self.family.clone(),
-            self.subject.clone(),
-            placement,
-            order.at,
-            self.token,
-            app.policies.current().digest().into(),
-            state,
-        )
+    /// The lease, and what entitles to it.
+    fn lease(self, app: &App, order: &Order, placement: Placement, state: State) -> (Lease, Entitlement) {
+        let digest = app.policies.current().digest().into();
+        let lease =
+            Lease::draft(order.lease, self.family, self.subject, placement, order.at, self.token, digest, state);
+        (lease, self.by)
     }
 }
 
@@ -630,9 +625,7 @@ pub fn hash(text: &str) -> Hash {
 /// Lower-case hex.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut out, byte| {
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
+    let mut out = String::with_capacity(bytes.len() * 2);
+    push_hex(&mut out, bytes);
+    out
 }

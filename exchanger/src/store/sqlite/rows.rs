@@ -7,7 +7,7 @@ use crate::{
     store::{Hash, StoreError},
 };
 use jobpass_protocol::{BackendName, GrantName, IssuerName, LeaseId, RuleName};
-use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -43,34 +43,34 @@ pub(super) fn detail(state: &State) -> Result<String, Fault> {
 /// Writes a new lease; fails when there is one of its id.
 pub(super) fn insert_lease(conn: &Connection, lease: &Lease, handle: &Hash) -> Result<(), Fault> {
     let Lease { id, family, subject, placement, opened_at, token, policy_digest, state } = lease;
-    let sql = "INSERT INTO leases VALUES (:id, :root, :parent, :family_ends_at, :handle, :state, :at, :detail, \
-         :backend, :identity, :revocability, :object, :grant, :rule, :issuer, :issuer_url, :key_id, :claims, :scope, \
-         :opened_at, :token_expires, :token_hash, :policy_digest)";
-    conn.prepare_cached(sql)?.execute(named_params! {
-        ":id": id.as_bytes(),
-        ":root": (family.root != *id).then(|| family.root.as_bytes()),
-        ":parent": family.parent.as_ref().map(LeaseId::as_bytes),
-        ":family_ends_at": family.ends_at.millis(),
-        ":handle": handle,
-        ":state": phase(state),
-        ":at": at(state),
-        ":detail": detail(state)?,
-        ":backend": placement.backend.as_str(),
-        ":identity": placement.identity,
-        ":revocability": revocability_number(placement.revocability),
-        ":object": placement.object.to_string(),
-        ":grant": subject.grant.as_str(),
-        ":rule": subject.rule.as_str(),
-        ":issuer": subject.issuer.as_str(),
-        ":issuer_url": subject.issuer_url,
-        ":key_id": subject.key_id,
-        ":claims": &*subject.claims,
-        ":scope": subject.scope.join(" "),
-        ":opened_at": opened_at.millis(),
-        ":token_expires": token.expires,
-        ":token_hash": token.hash,
-        ":policy_digest": &**policy_digest,
-    })?;
+    // In the order of the table's columns.
+    let sql = "INSERT INTO leases VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, \
+         ?18, ?19, ?20, ?21, ?22, ?23)";
+    conn.prepare_cached(sql)?.execute(params![
+        id.as_bytes(),
+        (family.root != *id).then(|| family.root.as_bytes()),
+        family.parent.as_ref().map(LeaseId::as_bytes),
+        family.ends_at.millis(),
+        handle,
+        phase(state),
+        at(state),
+        detail(state)?,
+        placement.backend.as_str(),
+        placement.identity,
+        revocability_number(placement.revocability),
+        placement.object.to_string(),
+        subject.grant.as_str(),
+        subject.rule.as_str(),
+        subject.issuer.as_str(),
+        subject.issuer_url,
+        subject.key_id,
+        &*subject.claims,
+        subject.scope.join(" "),
+        opened_at.millis(),
+        token.expires,
+        token.hash,
+        &**policy_digest,
+    ])?;
     Ok(())
 }
 
