@@ -11,6 +11,7 @@ const RETRY: Option<&str> = Some("5");
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_leaves_before_its_lease_is_durable() {
     let world = World::start().await;
+    world.issue("id").await; // the issuer's keys are there from now on
     let store = Connection::open(world.state().join("jobpass.db")).expect("the store");
     store.execute_batch("BEGIN IMMEDIATE").expect("nobody else writes");
     let (mine, token) = (session(), [world.token(), world.token()]);
@@ -23,7 +24,7 @@ async fn nothing_leaves_before_its_lease_is_durable() {
     store.execute_batch("ROLLBACK").expect("it was held");
     // The clients went away; what they asked for is carried to its end all the same.
     world.until_keys(1).await;
-    world.until("both leases are there", || async { world.leases().await.len() == 2 }).await;
+    world.until("all leases are there", || async { world.leases().await.len() == 3 }).await;
     world.close().await;
 }
 

@@ -3,5 +3,6 @@
 mod bad_input;
 mod demo;
 mod exchange;
+mod invariants;
 mod renewal;
 mod structure;
