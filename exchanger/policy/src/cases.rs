@@ -2,14 +2,14 @@
 
 use crate::{
     claims::Claims,
-    compile::unknown_claim,
-    decide::{Decision, Denial, DenialKind, Freezes, Request, decide},
-    document::{At, CaseFile, Expect, Tree, place, scalar},
+    compile::{Role, unknown_claim},
+    decide::{Decision, Denial, DenialKind, Freezes, Request, RuleTrace, decide},
+    document::{self, At, CaseFile, CasesFile, Expect, Tree, place, scalar},
     fixtures::{FIXTURES, fixture},
     grant::{Grant, PolicySet, Rule},
     issuer::{Kind, Profile},
     problem::Problem,
-    source::{Diagnostic, Text, did_you_mean},
+    source::{Diagnostic, Source, Text, did_you_mean},
 };
 use jobpass_protocol::IssuerName;
 use serde::Serialize;
@@ -48,18 +48,207 @@ pub struct CaseResult {
     pub failure: Option<Diagnostic>,
 }
 
-/// Runs the cases of every grant.
+/// Runs the cases that grants hold.
 #[must_use]
 pub fn run(policies: &PolicySet) -> Report {
-    let mut grants: Vec<_> = policies.grants().collect();
-    grants.sort_by(|a, b| a.name().cmp(b.name()));
-    let cases = grants.into_iter().flat_map(|grant| grant.cases().iter().map(move |case| (grant, case)));
-    let results = cases.map(|(grant, case)| CaseResult {
-        grant: grant.name().to_string(),
-        name: case.written.value.name.value.clone(),
-        failure: case.run(policies, grant).err(),
-    });
-    Report { results: results.collect() }
+    Suite::new(policies).run()
+}
+
+/// Cases, and the policies that they are about.
+pub struct Suite<'a> {
+    policies: &'a PolicySet,
+    cases: Vec<(&'a Arc<Grant>, Arc<Case>)>,
+}
+
+/// Rules and matchers that no case exercises.
+#[derive(Debug, Default, Serialize)]
+pub struct Coverage {
+    /// How many rules and matchers there are.
+    pub all: usize,
+    /// What no case exercises: a rule that gives no permit, a line that fails in no denial.
+    pub missed: Vec<Missed>,
+}
+
+/// Something that no case exercises, or whose change no case notices.
+#[derive(Debug, Serialize)]
+pub struct Missed {
+    /// The grant.
+    pub grant: String,
+    /// The rule.
+    pub rule: String,
+    /// What of it.
+    pub what: String,
+}
+
+impl<'a> Suite<'a> {
+    /// The cases that grants hold.
+    #[must_use]
+    pub fn new(policies: &'a PolicySet) -> Self {
+        let mut suite = Self { policies, cases: Vec::new() };
+        for grant in policies.grants() {
+            suite.cases.extend(grant.cases().iter().map(|case| (grant, Arc::clone(case))));
+        }
+        suite.sort();
+        suite
+    }
+
+    /// Adds the cases of `*.cases.yaml` files; other files are left alone.
+    #[must_use]
+    pub fn add(&mut self, sources: &[Source]) -> Vec<Diagnostic> {
+        let mut found = Vec::new();
+        for source in sources.iter().filter(|source| Role::of(&source.path) == Role::Cases) {
+            let file = Text::from(source);
+            match document::parse::<CasesFile>(&file) {
+                Err(error) => found.push(error),
+                Ok(document) => match self.policies.grant(&document.grant.value) {
+                    Some(grant) => {
+                        let cases = document.tests.into_iter().map(|case| (grant, Arc::new(Case::new(&file, case))));
+                        self.cases.extend(cases);
+                    }
+                    None => {
+                        let name = document.grant.value.clone();
+                        let known = self.policies.grants().map(|grant| grant.name().as_str());
+                        let nearest = did_you_mean(&name, known).map(str::to_owned);
+                        let problem = Problem::UnknownGrant { name, nearest };
+                        found.push(problem.at(&file, place(&file, &document.grant)));
+                    }
+                },
+            }
+        }
+        self.sort();
+        found
+    }
+
+    /// By grant; within one, in the order of the files.
+    fn sort(&mut self) {
+        self.cases.sort_by(|a, b| a.0.name().cmp(b.0.name()));
+    }
+
+    /// Runs every case.
+    #[must_use]
+    pub fn run(&self) -> Report {
+        let results = self.cases.iter().map(|(grant, case)| CaseResult {
+            grant: grant.name().to_string(),
+            name: case.written.value.name.value.clone(),
+            failure: case.run(self.policies, grant).err(),
+        });
+        Report { results: results.collect() }
+    }
+
+    /// What the cases exercise: a rule by giving a permit, a line of it by failing in a denial.
+    #[must_use]
+    pub fn coverage(&self) -> Coverage {
+        let mut coverage = Coverage::default();
+        for grant in self.grants() {
+            let decisions: Vec<_> =
+                self.cases_of(grant).filter_map(|case| case.decision(self.policies, grant).ok()).collect();
+            let permits = |rule: &Rule| {
+                decisions
+                    .iter()
+                    .any(|decision| matches!(decision, Decision::Permit(permit) if permit.rule() == rule.name()))
+            };
+            let fails = |rule: &Rule, fails: &dyn Fn(&RuleTrace) -> bool| {
+                decisions.iter().any(|decision| match decision {
+                    Decision::Denial(denial) => denial.trace.rules.iter().any(|t| t.rule == *rule.name() && fails(t)),
+                    Decision::Permit(_) => false,
+                })
+            };
+            for rule in grant.rules() {
+                let mut need = |what: String, exercised: bool| {
+                    coverage.all += 1;
+                    if !exercised {
+                        let (grant, rule) = (grant.name().to_string(), rule.name().to_string());
+                        coverage.missed.push(Missed { grant, rule, what });
+                    }
+                };
+                need("the rule permits in no case".to_owned(), permits(rule));
+                for check in &rule.checks {
+                    let failed = |trace: &RuleTrace| trace.failed().any(|failed| *failed.claim == *check.claim);
+                    need(format!("`{}` fails in no case", check.claim), fails(rule, &failed));
+                }
+                if rule.condition.is_some() {
+                    let failed = |trace: &RuleTrace| trace.condition.as_ref().is_some_and(|condition| !condition.holds);
+                    need("`when` fails in no case".to_owned(), fails(rule, &failed));
+                }
+            }
+        }
+        coverage
+    }
+
+    /// Changes that make a grant permit more and that none of its cases notices: each line of a rule
+    /// taken away, each value made a pattern.
+    #[must_use]
+    pub fn mutants(&self) -> Vec<Missed> {
+        let mut survivors = Vec::new();
+        for grant in self.grants() {
+            for (index, rule) in grant.rules().iter().enumerate() {
+                for (what, mutant) in rule.mutants() {
+                    let policies = self.policies.with(grant.with_rule(index, mutant));
+                    if self.cases_of(grant).all(|case| case.run(&policies, grant).is_ok()) {
+                        let (grant, rule) = (grant.name().to_string(), rule.name().to_string());
+                        survivors.push(Missed { grant, rule, what });
+                    }
+                }
+            }
+        }
+        survivors
+    }
+
+    fn grants(&self) -> Vec<&'a Arc<Grant>> {
+        let mut grants: Vec<_> = self.policies.grants().collect();
+        grants.sort_by(|a, b| a.name().cmp(b.name()));
+        grants
+    }
+
+    fn cases_of(&self, grant: &Grant) -> impl Iterator<Item = &Case> {
+        let name = grant.name().clone();
+        self.cases.iter().filter(move |(grant, _)| *grant.name() == name).map(|(_, case)| &**case)
+    }
+}
+
+impl Report {
+    /// JUnit's XML, one suite per grant.
+    #[must_use]
+    pub fn junit(&self) -> String {
+        let mut out = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n");
+        for results in self.results.chunk_by(|a, b| a.grant == b.grant) {
+            let grant = results.first().map_or("", |result| result.grant.as_str());
+            let failed = results.iter().filter(|result| result.failure.is_some()).count();
+            out +=
+                &format!("  <testsuite name=\"{}\" tests=\"{}\" failures=\"{failed}\">\n", xml(grant), results.len());
+            for CaseResult { grant, name, failure } in results {
+                let case = format!("    <testcase classname=\"{}\" name=\"{}\"", xml(grant), xml(name));
+                match failure {
+                    None => out += &format!("{case}/>\n"),
+                    Some(failure) => {
+                        let (message, text) = (xml(&failure.message), xml(&failure.to_string()));
+                        out += &format!(
+                            "{case}>\n      <failure message=\"{message}\">{text}</failure>\n    </testcase>\n"
+                        );
+                    }
+                }
+            }
+            out += "  </testsuite>\n";
+        }
+        out + "</testsuites>\n"
+    }
+}
+
+fn xml(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\n' => out.push_str("&#10;"),
+            // XML 1.0 has no other control characters, not even escaped.
+            c if c.is_control() => out.push(' '),
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 impl Case {
@@ -68,28 +257,16 @@ impl Case {
     }
 
     fn problem<T>(&self, at: &At<T>, problem: &Problem) -> Diagnostic {
-        Diagnostic::new(&self.file, place(&self.file, at), problem.code(), problem.to_string())
-            .with_help(problem.help())
+        problem.at(&self.file, place(&self.file, at))
     }
 
     fn run(&self, policies: &PolicySet, grant: &Grant) -> Result<(), Diagnostic> {
         let case = &self.written.value;
-        let (issuer, profile) = self.issuer(grant)?;
-        let claims = Arc::new(self.claims(&profile)?);
-        let request = Request {
-            grant: grant.name().as_str(),
-            issuer: &issuer,
-            claims: &claims,
-            scope: case.scope.as_deref(),
-            ttl: None,
-            at: claims.registered().iat,
-            freezes: &Freezes::NONE,
-        };
         let failed = |message: String| {
             let at = place(&self.file, &case.expect);
             Diagnostic::new(&self.file, at, "case-failed", format!("{}: {message}", case.name.value))
         };
-        match (case.expect.value, decide(policies, &request)) {
+        match (case.expect.value, self.decision(policies, grant)?) {
             (Expect::Permit, Decision::Permit(permit)) => self.check_rule(grant, permit.rule().as_str()),
             (Expect::Permit, Decision::Denial(denial)) => {
                 Err(failed("expected a permit, and it was denied".to_owned()).with_help(why(&denial)))
@@ -99,6 +276,29 @@ impl Case {
             }
             (Expect::Deny, Decision::Denial(denial)) => self.check_reasons(grant, &denial),
         }
+    }
+
+    fn decision(&self, policies: &PolicySet, grant: &Grant) -> Result<Decision, Diagnostic> {
+        let case = &self.written.value;
+        let (issuer, profile) = self.issuer(grant)?;
+        let claims = Arc::new(self.claims(&profile)?);
+        let at = match &case.at {
+            None => claims.registered().iat,
+            Some(at) => {
+                let moment: Result<jiff::Timestamp, _> = at.value.parse();
+                moment.map_err(|_| self.problem(at, &Problem::Moment(at.value.clone())))?.as_second()
+            }
+        };
+        let request = Request {
+            grant: grant.name().as_str(),
+            issuer: &issuer,
+            claims: &claims,
+            scope: case.scope.as_deref(),
+            ttl: None,
+            at,
+            freezes: &Freezes::NONE,
+        };
+        Ok(decide(policies, &request))
     }
 
     fn check_rule(&self, grant: &Grant, by: &str) -> Result<(), Diagnostic> {

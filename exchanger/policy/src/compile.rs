@@ -242,8 +242,7 @@ pub(crate) struct FileCompiler<'a> {
 
 impl<'a> FileCompiler<'a> {
     pub(crate) fn report(&mut self, at: Option<Range<usize>>, problem: Problem) {
-        let diagnostic = Diagnostic::new(self.file, at, problem.code(), problem.to_string());
-        self.found.push(diagnostic.with_help(problem.help()));
+        self.found.push(problem.at(self.file, at));
     }
 
     pub(crate) fn report_at<T>(&mut self, value: &At<T>, problem: Problem) {
@@ -310,7 +309,7 @@ impl<'a> FileCompiler<'a> {
             credential: tree.map(|tree| tree.written(self.file)).unwrap_or_default(),
             mode: document.mode.map(|mode| mode.value).unwrap_or_default(),
             allow,
-            cases: document.tests.into_iter().map(|case| Case::new(self.file, case)).collect(),
+            cases: document.tests.into_iter().map(|case| Arc::new(Case::new(self.file, case))).collect(),
             file: self.file.clone(),
             at: place(self.file, &document.grant),
             ttl_at: place(self.file, &document.ttl),

@@ -4,6 +4,7 @@
 //! it, and a file cannot grow when it is read.
 
 use crate::source::{Diagnostic, MAX_SOURCE_BYTES, Text};
+use schemars::JsonSchema;
 use serde::{
     Deserialize,
     de::{DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor},
@@ -15,10 +16,23 @@ use serde_saphyr::{
 use std::{fmt, ops::Range};
 
 /// A value and its place in the file.
-pub type At<T> = Spanned<T>;
+#[derive(Clone, Debug)]
+pub struct At<T> {
+    /// The value.
+    pub value: T,
+    /// Its place.
+    pub referenced: Location,
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Spanned { value, referenced, .. } = Spanned::deserialize(deserializer)?;
+        Ok(Self { value, referenced })
+    }
+}
 
 /// A grant file.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GrantFile {
     /// The grant's name, which jobs ask for.
@@ -56,7 +70,7 @@ pub struct GrantFile {
 }
 
 /// Who is told why a request was denied.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Disclose {
     /// Nobody: unknown, denied and spent look the same.
@@ -69,7 +83,7 @@ pub enum Disclose {
 }
 
 /// A rule.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RuleFile {
     /// Its name, unique in the grant.
@@ -89,7 +103,7 @@ pub struct RuleFile {
 }
 
 /// Whether what is permitted is issued.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// It is.
@@ -100,7 +114,7 @@ pub enum Mode {
 }
 
 /// A lint rule that does not count, and why.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AllowFile {
     /// The lint rule's id.
@@ -110,7 +124,7 @@ pub struct AllowFile {
 }
 
 /// `guards.yaml`: what binds every grant.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct GuardsFile {
     /// Who answers for them.
@@ -135,7 +149,7 @@ pub struct GuardsFile {
 }
 
 /// Some of the grants; all, where neither list is there.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SelectFile {
     /// Globs over names of grants.
@@ -147,7 +161,7 @@ pub struct SelectFile {
 }
 
 /// A rule that denies.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ForbidFile {
     /// Its name.
@@ -165,7 +179,7 @@ pub struct ForbidFile {
 }
 
 /// The most that a grant can ask for.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CeilingFile {
     /// The grants that it binds.
@@ -178,7 +192,7 @@ pub struct CeilingFile {
 }
 
 /// Claims that every rule of an issuer must pin.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RequireFile {
     /// The issuer.
@@ -188,7 +202,7 @@ pub struct RequireFile {
 }
 
 /// A time in which nothing is issued: from a moment until another, or every week.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClosedFile {
     /// Its name, which denials give as the reason.
@@ -205,7 +219,7 @@ pub struct ClosedFile {
 }
 
 /// Hours of days of the week, in UTC.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WeeklyFile {
     /// `monday` to `sunday`.
@@ -217,7 +231,7 @@ pub struct WeeklyFile {
 }
 
 /// `scope.yaml`: the ceiling of the grants in its directory and below.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ScopeFile {
     /// The team that owns the directory.
@@ -242,7 +256,7 @@ pub struct ScopeFile {
 }
 
 /// A case: a token, and what the policy must say to it.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CaseFile {
     /// What it shows.
@@ -253,6 +267,8 @@ pub struct CaseFile {
     pub claims: At<Tree>,
     /// The scopes that the job asks for.
     pub scope: Option<Vec<String>>,
+    /// When: `2026-12-24T18:00:00Z`; when the token was issued, if not given.
+    pub at: Option<At<String>>,
     /// `permit` or `deny`: the grant as a whole.
     pub expect: At<Expect>,
     /// For a permit: the rule that gives it.
@@ -262,8 +278,18 @@ pub struct CaseFile {
     pub because: Reasons,
 }
 
+/// `*.cases.yaml`: tests of one grant, beside those in its own file.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CasesFile {
+    /// The grant.
+    pub grant: At<String>,
+    /// What the policy must do.
+    pub tests: Vec<At<CaseFile>>,
+}
+
 /// What a case expects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Expect {
     /// The grant is given.

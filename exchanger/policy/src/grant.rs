@@ -20,19 +20,26 @@ pub struct PolicySet(Arc<Inner>);
 
 struct Inner {
     grants: HashMap<GrantName, Arc<Grant>>,
-    guards: Guards,
+    guards: Arc<Guards>,
     digest: String,
 }
 
 impl PolicySet {
     pub(crate) fn new(grants: HashMap<GrantName, Arc<Grant>>, guards: Guards, digest: String) -> Self {
-        Self(Arc::new(Inner { grants, guards, digest }))
+        Self(Arc::new(Inner { grants, guards: Arc::new(guards), digest }))
     }
 
     /// The grant of this name.
     #[must_use]
     pub fn grant(&self, name: &str) -> Option<&Arc<Grant>> {
         self.0.grants.get(name)
+    }
+
+    /// The set with another grant in the place of the one of its name.
+    pub(crate) fn with(&self, grant: Grant) -> Self {
+        let mut grants = self.0.grants.clone();
+        grants.insert(grant.name.clone(), Arc::new(grant));
+        Self(Arc::new(Inner { grants, guards: Arc::clone(&self.0.guards), digest: self.0.digest.clone() }))
     }
 
     pub(crate) fn guards(&self) -> &Guards {
@@ -75,7 +82,7 @@ pub struct Grant {
     pub(crate) spec: Arc<dyn Any + Send + Sync>,
     /// `credential:` on one line, to compare it with another one.
     pub(crate) credential: String,
-    pub(crate) cases: Vec<Case>,
+    pub(crate) cases: Vec<Arc<Case>>,
     pub(crate) file: Text,
     /// Where its name stands.
     pub(crate) at: Option<Range<usize>>,
@@ -158,7 +165,7 @@ impl Grant {
 
     /// Its tests.
     #[must_use]
-    pub fn cases(&self) -> &[Case] {
+    pub fn cases(&self) -> &[Arc<Case>] {
         &self.cases
     }
 

@@ -1,7 +1,12 @@
 //! Everything that a policy file can get wrong, each with its code and its cure.
 
-use crate::{condition::ConditionError, pattern::PatternError};
+use crate::{
+    condition::ConditionError,
+    pattern::PatternError,
+    source::{Diagnostic, Text},
+};
 use jobpass_protocol::NameError;
+use std::ops::Range;
 
 /// Why a policy file, or a part of one, is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +59,8 @@ pub(crate) enum Problem {
     CaseClaims(String),
     #[error("the grant has no rule `{name}`{}", or_did_you_mean(.nearest))]
     UnknownRule { name: String, nearest: Option<String> },
+    #[error("there is no grant `{name}`{}", or_did_you_mean(.nearest))]
+    UnknownGrant { name: String, nearest: Option<String> },
     #[error("{0}")]
     CaseReason(&'static str),
     #[error("{0}")]
@@ -81,6 +88,11 @@ fn or_did_you_mean(nearest: &Option<String>) -> String {
 }
 
 impl Problem {
+    /// The problem at a place of a file.
+    pub(crate) fn at(&self, file: &Text, at: Option<Range<usize>>) -> Diagnostic {
+        Diagnostic::new(file, at, self.code(), self.to_string()).with_help(self.help())
+    }
+
     /// The name of the kind of problem.
     pub(crate) fn code(&self) -> &'static str {
         match self {
@@ -108,6 +120,7 @@ impl Problem {
             Self::DerivedClaim { .. } => "derived-claim",
             Self::CaseClaims(_) => "case-claims",
             Self::UnknownRule { .. } => "unknown-rule",
+            Self::UnknownGrant { .. } => "unknown-grant",
             Self::CaseReason(_) => "case-reason",
             Self::Condition(_) => "condition",
             Self::Moment(_) => "moment",
@@ -160,6 +173,7 @@ impl Problem {
             Self::DerivedClaim { from, .. } => format!("set `{from}` instead"),
             Self::CaseClaims(_) => "start from a fixture: { from: github/push, … }".to_owned(),
             Self::UnknownRule { .. } => "name a rule of this grant".to_owned(),
+            Self::UnknownGrant { .. } => "name a grant of these policies".to_owned(),
             Self::CaseReason(_) => "see docs/policies.md, “Tests”".to_owned(),
             Self::Condition(error) => error.help(),
             Self::Moment(_) => "times are in UTC".to_owned(),

@@ -11,6 +11,12 @@ mod compiling;
 #[cfg(test)]
 mod deciding;
 #[cfg(test)]
+mod documentation;
+#[cfg(test)]
 mod linting;
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod sets;
+#[cfg(test)]
+mod testing;
