@@ -6,7 +6,7 @@ use crate::{
 };
 use anyhow::{Context as _, bail};
 use clap::Args;
-use jobpass_policy::{AnyCredential, Issuer, PolicySet, Profile, Source, SpecCompiler, compile};
+use jobpass_policy::{AnyCredential, Compiled, Issuer, PolicySet, Profile, Source, compile};
 use jobpass_protocol::IssuerName;
 use std::{
     fs,
@@ -41,6 +41,17 @@ pub(super) struct Loaded {
     pub(super) set: PolicySet,
     /// The issuers that rules can name.
     pub(super) issuers: Vec<Issuer>,
+    /// The files.
+    pub(super) sources: Vec<Source>,
+}
+
+/// Policies as they came out, with their errors.
+pub(super) struct Offline {
+    pub(super) compiled: Compiled,
+    pub(super) issuers: Vec<Issuer>,
+    pub(super) sources: Vec<Source>,
+    /// Whether the issuers are taken from the profiles, for want of a config.
+    pub(super) assumes: bool,
 }
 
 impl PolicyFiles {
@@ -53,21 +64,46 @@ impl PolicyFiles {
     }
 }
 
+impl PolicyFiles {
+    /// Reads and compiles them, errors and all.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub(super) fn compile(&self) -> anyhow::Result<Offline> {
+        self.world.compile(&self.paths)
+    }
+}
+
 impl World {
     /// Reads and compiles these files and directories.
     ///
     /// # Errors
     /// When a file cannot be read or does not compile: the diagnostics go to standard error.
     pub(super) fn load(&self, paths: &[PathBuf]) -> anyhow::Result<Loaded> {
+        let Offline { compiled, issuers, sources, .. } = self.compile(paths)?;
+        let mut stderr = std::io::stderr().lock();
+        for diagnostic in &compiled.diagnostics {
+            writeln!(stderr, "{}", diagnostic.render(false))?;
+        }
+        if compiled.has_errors() {
+            bail!("the policies have errors: the server would not load them");
+        }
+        Ok(Loaded { set: compiled.set, issuers, sources })
+    }
+
+    fn compile(&self, paths: &[PathBuf]) -> anyhow::Result<Offline> {
         let Some(config) = &self.config else {
             let here = [PathBuf::from(".")];
             let sources = read(if paths.is_empty() { &here } else { paths })?;
-            return compiled(&sources, self.issuers(), &AnyCredential);
+            let issuers = self.issuers();
+            let compiled = compile(&sources, &issuers, &AnyCredential);
+            return Ok(Offline { compiled, issuers, sources, assumes: true });
         };
         let config = Config::load(config, &Env::system())?;
         let (issuers, backends) = app::policy_world(&config)?;
         let sources = read(if paths.is_empty() { &config.policies } else { paths })?;
-        compiled(&sources, issuers, &backends)
+        let compiled = compile(&sources, &issuers, &backends);
+        Ok(Offline { compiled, issuers, sources, assumes: false })
     }
 
     /// The issuers named by flags, and for every profile the one of its name.
@@ -79,18 +115,6 @@ impl World {
         }
         issuers
     }
-}
-
-fn compiled(sources: &[Source], issuers: Vec<Issuer>, specs: &dyn SpecCompiler) -> anyhow::Result<Loaded> {
-    let compiled = compile(sources, &issuers, specs);
-    let mut stderr = std::io::stderr().lock();
-    for diagnostic in &compiled.diagnostics {
-        writeln!(stderr, "{}", diagnostic.render(false))?;
-    }
-    if compiled.has_errors() {
-        bail!("the policies have errors: the server would not load them");
-    }
-    Ok(Loaded { set: compiled.set, issuers })
 }
 
 fn issuer(text: &str) -> Result<Issuer, String> {

@@ -5,28 +5,35 @@
 //! Exit codes: 0 yes, 1 no (a test fails, a job is denied, two sets differ), 2 no answer.
 
 mod analysis;
+mod author;
 mod load;
 mod print;
 
 use self::{
     analysis::{DiffFlags, ExplainFlags, ReplayFlags, UsageFlags, WhatCanFlags, WhoCanFlags},
-    load::{Loaded, PolicyFiles},
+    author::{LintFlags, TestFlags},
     print::print,
 };
 use clap::{Args, Subcommand};
 use jobpass_policy::{
     Profile,
-    cases::{self, CaseResult},
     fixtures::{FIXTURES, fixture},
 };
 use serde_json::json;
-use std::{fmt::Write as _, io::Write as _, process::ExitCode};
+use std::{io::Write as _, process::ExitCode};
 
 /// What to do with policies.
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
-    /// Run the tests that grant files hold.
+    /// Find what compiles and is unwise all the same.
+    Lint(LintFlags),
+    /// Run the tests of policies.
     Test(TestFlags),
+    /// Print a JSON Schema for editors.
+    Schema {
+        /// Of which files: grant, guards, scope or cases.
+        name: String,
+    },
     /// Say why a job gets a grant or not, nearest rule first, and the smallest change that would permit it.
     Explain(ExplainFlags),
     /// Say in words who can have a grant, most permissive rule first.
@@ -47,16 +54,6 @@ pub enum PolicyCommand {
         /// Which: github/push, …
         name: Option<String>,
     },
-}
-
-/// See [`PolicyCommand::Test`].
-#[derive(Args, Debug)]
-pub struct TestFlags {
-    #[command(flatten)]
-    files: PolicyFiles,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 /// See [`PolicyCommand::Claims`].
@@ -88,7 +85,9 @@ pub fn run(command: PolicyCommand) -> ExitCode {
 
 fn answer(command: PolicyCommand) -> Answer {
     match command {
-        PolicyCommand::Test(flags) => test(&flags.files.load()?, flags.json),
+        PolicyCommand::Lint(flags) => author::lint(&flags),
+        PolicyCommand::Test(flags) => author::test(&flags),
+        PolicyCommand::Schema { name } => author::schema(&name),
         PolicyCommand::Explain(flags) => analysis::run_explain(&flags),
         PolicyCommand::WhoCan(flags) => analysis::run_who_can(&flags),
         PolicyCommand::WhatCan(flags) => analysis::run_what_can(&flags),
@@ -99,25 +98,6 @@ fn answer(command: PolicyCommand) -> Answer {
         PolicyCommand::Claims(ClaimsFlags { profile: Some(name), json }) => claims(&name, json),
         PolicyCommand::Fixtures { name } => fixtures(name.as_deref()),
     }
-}
-
-fn test(loaded: &Loaded, json: bool) -> Answer {
-    let report = cases::run(&loaded.set);
-    if json {
-        print::json(&report)?;
-    } else {
-        let mut out = String::new();
-        for CaseResult { grant, name, failure } in &report.results {
-            match failure {
-                None => writeln!(out, "ok      {grant}: {name}")?,
-                Some(diagnostic) => writeln!(out, "FAILED  {grant}: {name}\n{}", diagnostic.render(false))?,
-            }
-        }
-        let failed = report.results.iter().filter(|result| result.failure.is_some()).count();
-        writeln!(out, "{} tests, {failed} failed", report.results.len())?;
-        print(&out)?;
-    }
-    Ok(report.passed())
 }
 
 fn profiles(json: bool) -> Answer {
