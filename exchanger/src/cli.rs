@@ -260,7 +260,7 @@ pub fn run() -> ExitCode {
 }
 
 /// The whole chain of causes; an error that brings its own layout stays as it is.
-fn explain(error: &anyhow::Error) -> String {
+pub(crate) fn explain(error: &anyhow::Error) -> String {
     let text = format!("{error:#}");
     if text.starts_with("error:") { text } else { format!("error: {text}") }
 }

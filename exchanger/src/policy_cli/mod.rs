@@ -77,7 +77,7 @@ pub fn run(command: PolicyCommand) -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             // Nothing is left to say it to if standard error is closed.
-            let _ = writeln!(std::io::stderr().lock(), "error: {error:#}");
+            let _ = writeln!(std::io::stderr().lock(), "{}", crate::cli::explain(&error));
             ExitCode::from(2)
         }
     }
