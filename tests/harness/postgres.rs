@@ -4,6 +4,7 @@ use crate::{
     ports,
     program::{self, Program},
 };
+use serde_json::{Value, json};
 use std::process::Command;
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
@@ -48,6 +49,14 @@ impl Postgres {
         postgres.args(["-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "log_statement=none"]);
         let program = Program::start(postgres).ready(async || connect(port).await.is_ok()).await;
         Self { port, _program: program, _directory: directory }
+    }
+
+    /// This server as a backend in jobpass's config; `password` is the reference to the superuser's.
+    #[must_use]
+    pub fn backend(&self, password: &str) -> Value {
+        json!({ "postgres": {
+            "host": "127.0.0.1", "port": self.port, "database": "postgres", "user": ADMIN, "password": password,
+        } })
     }
 
     /// A connection as the superuser.

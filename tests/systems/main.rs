@@ -1,6 +1,8 @@
 //! Tests against real servers and real CI programs: `tests/run` installs them and runs this.
 
 mod aws;
+mod github;
+mod gitlab;
 mod openbao;
 mod postgres;
 mod world;

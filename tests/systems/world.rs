@@ -8,6 +8,7 @@ use jobpass_exchanger::demo::{
 use jobpass_tests::{
     http::now,
     ports,
+    postgres::{self, Postgres},
     server::{Server, Setup},
 };
 use serde_json::json;
@@ -35,4 +36,35 @@ pub fn token(issuer: &Issuer, server: &Server) -> String {
     let token = issuer.mint(&Token::for_audience(server.url.as_str())).expect("the key signs");
     server.keep_quiet(&token);
     token
+}
+
+/// Everything that runs. The server is ended first, after a look at what it left behind.
+pub struct World {
+    pub server: Server,
+    pub postgres: Postgres,
+    pub github: Issuer,
+    pub gitlab: Issuer,
+}
+
+impl World {
+    pub async fn build() -> Self {
+        let (github, gitlab) = (issuer(Ci::GitHub).await, issuer(Ci::GitLab).await);
+        let postgres = Postgres::start().await;
+        postgres.admin().await.batch_execute("CREATE ROLE app").await.expect("the superuser may");
+        let setup = setup(&github, &gitlab).grant("db.yaml");
+        let database = postgres.backend(&setup.secret("postgres-password", postgres::ADMIN_PASSWORD));
+        let server = setup.backend("app-db", database).start().await;
+        Self { server, postgres, github, gitlab }
+    }
+
+    /// A token for the server.
+    pub fn token(&self, issuer: &Issuer) -> String {
+        token(issuer, &self.server)
+    }
+
+    /// Asserts that no role that a lease made is left, and how the leases stand.
+    pub async fn assert_over(&self, lease_states: &[&str]) {
+        assert_eq!(self.postgres.leased_roles().await, [""; 0], "a role is left in the database");
+        assert_eq!(self.server.lease_states(), lease_states);
+    }
 }
