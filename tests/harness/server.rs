@@ -67,6 +67,13 @@ impl Setup {
         self
     }
 
+    /// Lets a workload ask as often as it likes.
+    #[must_use]
+    pub fn unlimited(mut self) -> Self {
+        self.config["limits"] = json!({ "exchanges_per_minute": 0 });
+        self
+    }
+
     /// Adds a grant file from `tests/systems/fixtures/grants`.
     #[must_use]
     pub fn grant(self, file: &str) -> Self {
@@ -177,6 +184,13 @@ impl Server {
             (state, _) => state.unwrap_or_default().to_owned(),
         };
         self.leases().iter().map(told).collect()
+    }
+
+    /// Waits until the audit log is streamed, and checks it with the admin's command.
+    pub async fn verify_audit(&self) {
+        let mut command = Command::new(program::built("jobpass-exchanger"));
+        command.args(["audit", "verify"]).arg(self.path("audit.jsonl"));
+        Program::run(command).await.expect_success();
     }
 
     /// The audit log, as streamed to its file.

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod demo;
+mod examples;
 mod exchange;
 mod invariants;
 mod renewal;
