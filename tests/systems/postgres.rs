@@ -146,7 +146,8 @@ async fn names_are_carried_whole_and_refusals_are_plain() {
     postgres.admin().await.batch_execute("DROP ROLE forbidden").await.expect("the superuser may");
     world.exchange(&world.token(), "forbidden", &[("session", &session())]).await.refused(502, "server_error");
     let missing = "role \"forbidden\" does not exist";
-    let told = || world.audit().iter().any(|entry| entry["reason"].as_str().is_some_and(|why| why.contains(missing)));
+    let told =
+        || world.audit().iter().any(|entry| entry["entry"]["reason"].as_str().is_some_and(|why| why.contains(missing)));
     world.until("the audit log says why", async || told()).await;
     world.until("no role is left", async || postgres.leased_roles().await.is_empty()).await;
     world.close().await;
