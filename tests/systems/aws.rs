@@ -126,7 +126,7 @@ async fn the_real_aws_cli_gets_its_credentials_from_jobpass() {
     let mut revoke = std::process::Command::new(built("jobpass"));
     revoke.arg("revoke");
     let told = job.step(revoke).await;
-    assert_eq!(told.matches("cannot be revoked").count(), 6, "{told}");
+    assert_eq!(told.matches("cannot be taken back").count(), 6, "{told}");
     assert_eq!(job.server.lease_states(), ["outliving"; 6]);
 }
 
