@@ -669,7 +669,7 @@ static CALL: LazyLock<Regex> =
 static NEGATION: LazyLock<Regex> = LazyLock::new(|| compiled(r"!\s*\(|!\s*claims|!\s*has\b"));
 static PLACEHOLDER: LazyLock<Regex> = LazyLock::new(|| {
     compiled(
-        r"(?i)\A(?:todo|tbd|fixme|xxx+|changeme|change-me|your-?.*|my-org|my-repo|example|<.*>|\.\.\.|…)\z|\$\{|\$\(|\{\{|<[a-z_-]+>",
+        r"\A(?:todo|tbd|fixme|xxx+|changeme|change-me|your-?.*|my-org|my-repo|example|<.*>|\.\.\.|…)\z|\$\{|\$\(|\{\{|<[a-z_-]+>",
     )
 });
 
@@ -680,7 +680,7 @@ fn compiled(text: &str) -> Regex {
 }
 
 fn is_placeholder(text: &str) -> bool {
-    PLACEHOLDER.is_match(text)
+    PLACEHOLDER.is_match(&text.to_lowercase())
 }
 
 fn checks_of<'r>(rule: &'r Rule, claim: &str) -> impl Iterator<Item = &'r Check> {
@@ -757,7 +757,9 @@ fn ends_inside_a_name(pattern: &Pattern) -> bool {
             [".*", ".+", r"\S*", r"\S+", "[^/]*", "[^/]+"].iter().find_map(|open| text.strip_suffix(open))
         }
     };
-    head.is_some_and(|head| head.ends_with(|c: char| c.is_alphanumeric()))
+    // One letter is no name: the tags of versions are `v*`.
+    let named = |head: &str| head.rsplit('/').next().is_some_and(|last| last.len() > 1);
+    head.is_some_and(|head| named(head) && head.ends_with(|c: char| c.is_alphanumeric()))
 }
 
 fn is_exact(pattern: &Pattern) -> bool {
