@@ -561,7 +561,8 @@ mod tests {
         ] {
             let started = std::time::Instant::now();
             assert!(parse::<Tree>(&text(&bomb)).is_err(), "{name}");
-            assert!(started.elapsed().as_secs() < 2, "{name} took {:?}", started.elapsed());
+            // What grows without bound takes minutes; a busy machine takes some seconds.
+            assert!(started.elapsed().as_secs() < 30, "{name} took {:?}", started.elapsed());
         }
     }
 }
