@@ -12,7 +12,8 @@ fuzz_target!(|body: &[u8]| {
             let mut scopes = request.scope.iter().flatten();
             assert!(scopes.all(|scope| !scope.is_empty() && scope.bytes().all(|byte| byte.is_ascii_graphic())));
             let shown = format!("{request:?}");
-            assert!(!shown.contains(request.subject_token.expose()) || request.subject_token.len() < 16);
+            // Not that the text is nowhere: a client may send the same text as its grant, too.
+            assert!(shown.starts_with("ExchangeRequest { subject_token: [secret], grant: "));
             shown
         }
         Ok(TokenRequest::Renew(request)) => format!("{request:?}"),
