@@ -163,7 +163,7 @@ impl State {
     }
 }
 
-/// Names one subject token for as long as it could be replayed (DESIGN: one holder).
+/// Names one subject token for as long as it could be replayed (one holder: see ARCHITECTURE.md).
 ///
 /// `expires` is the raw `exp` in epoch seconds; `hash` is SHA-256 over the length-prefixed issuer URL and
 /// `jti`, or over the signing input where the issuer has no `jti`.

@@ -562,7 +562,7 @@ fn issuers_that_are_refused() {
     );
 }
 
-/// DESIGN: a token works until `exp` and the leeway, and is remembered for longer.
+/// A token works until `exp` and the leeway, and is remembered for longer.
 #[tokio::test]
 async fn a_used_token_is_remembered_for_longer_than_it_works() {
     let world = World::start().await;
