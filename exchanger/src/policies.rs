@@ -100,6 +100,20 @@ impl Policies {
             return report;
         }
         let mut compiled = self.compile(&sources);
+        if compiled.guards_are_broken {
+            // What bound every grant is not known: the last good state of all stays, and nothing but
+            // removals gets through. Where there is no last good state, nothing is granted.
+            for (directory, read) in &mut sources {
+                let mut good = self.last_good(directory, &seen);
+                good.retain(|kept| is_guard(kept) || read.iter().any(|present| present.path == kept.path));
+                *read = good;
+                if !report.stale.iter().any(|(stale, _)| stale == directory) {
+                    report.stale.push((directory.clone(), "the guards have errors".to_owned()));
+                }
+            }
+            report.diagnostics.extend(compiled.diagnostics.iter().map(|diagnostic| diagnostic.render(false)));
+            compiled = self.compile(&sources);
+        }
         // A directory with errors falls back to its last good sources, minus what was removed from it.
         while let Some(broken) = self.first_broken(&compiled, &sources, &report) {
             let errors =
@@ -203,6 +217,12 @@ pub fn check(directories: &[PathBuf], issuers: &[Issuer], backends: &Backends) -
         sources.extend(read_directory(directory)?.into_iter().map(|kept| Source { path: kept.path, text: kept.text }));
     }
     Ok(compile(&sources, issuers, backends))
+}
+
+/// Whether a file binds grants rather than being one.
+fn is_guard(kept: &Kept) -> bool {
+    let name = Path::new(&kept.path).file_name().unwrap_or_default();
+    name == "guards.yaml" || name == "scope.yaml"
 }
 
 /// Whether a source's path is in a directory.

@@ -190,3 +190,35 @@ async fn a_freeze_beats_policy_and_survives_a_restart() {
     world.exchange(&world.token(), "ledger", &[]).await.refused(400, "invalid_target");
     world.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broken_guards_keep_the_old_ones_and_let_removals_through_only() {
+    let mut setting = Setting::default();
+    let guards = "forbid:\n  - { name: no-tags, issuer: ci, match: { ref_type: tag } }\n";
+    setting.grants.push(("guards.yaml".to_owned(), guards.to_owned()));
+    let mut world = World::of(setting).await;
+    world.issue("id").await;
+    std::fs::write(world.grants().join("guards.yaml"), "forbid: [").expect("write");
+    let wider = std::fs::read_to_string(world.grants().join("id.yaml")).expect("read").replace("ttl: 15m", "ttl: 30m");
+    std::fs::write(world.grants().join("id.yaml"), wider).expect("write");
+    std::fs::remove_file(world.grants().join("ledger.yaml")).expect("removed");
+    for restarted in [false, true] {
+        if restarted {
+            world.stop_server().await;
+            world.start_server().await.expect("the last good guards survive a restart");
+        }
+        world.app().policies.reload();
+        assert_eq!(world.issue("id").await.body["expires_in"], 900, "no change gets through");
+        world.exchange(&world.token(), "ledger", &[]).await.refused(400, "invalid_target");
+    }
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guards_that_never_were_good_grant_nothing() {
+    let mut setting = Setting::default();
+    setting.grants.push(("guards.yaml".to_owned(), "forbid: [".to_owned()));
+    let refused = std::panic::AssertUnwindSafe(World::of(setting));
+    let outcome = futures_util::FutureExt::catch_unwind(refused).await;
+    assert!(outcome.is_err(), "the server does not start without the guards that it was given");
+}
