@@ -103,7 +103,7 @@ pub struct Audit {
     /// Standard output.
     #[serde(default)]
     pub stdout: bool,
-    /// A file of signed heads, to be kept elsewhere: with it `audit verify` finds a cut tail too.
+    /// A file that holds the newest signed head, to be copied elsewhere: with it `audit verify` finds a cut tail too.
     pub head_file: Option<PathBuf>,
 }
 

@@ -75,7 +75,7 @@ impl Config {
     fn parse(path: &str, text: &str, base: &Path, env: &Env) -> Result<Self, Vec<Problem>> {
         let file: file::File = serde_saphyr::from_str(text).map_err(|error| {
             let at = error.location().unwrap_or(Location::UNKNOWN);
-            let cure = "see docs/config.md for every key, or `jobpass-exchanger schema config` for your editor";
+            let cure = "see docs/config.md for every key, or `jobpass-exchanger schema` for your editor";
             vec![Problem::new(path, text, at, error.without_snippet().to_string(), cure)]
         })?;
         Reader { path, text, base, problems: Vec::new() }.resolve(file, env)
