@@ -251,7 +251,7 @@ pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, Sta
     let verifier = build_verifier(&config, &clock)?;
     let (policies, report) =
         Policies::load(config.policies.clone(), &config.state_dir, policy_issuers(&config), backends.clone());
-    let metrics = Arc::new(Metrics::default());
+    let metrics = Arc::new(Metrics::new(backends.clone()));
     policies.tell(&report, &metrics);
     if !report.stale.is_empty() && policies.current().grants().next().is_none() {
         return Err(StartError::Policies(report.diagnostics.join("\n")));

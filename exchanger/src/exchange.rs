@@ -13,7 +13,10 @@
 use crate::{
     app::App,
     audit::{Entry, Event, chain::push_hex},
-    backends::{Backend, LocalBackend, MintError, Minted, Order, RemoteBackend},
+    backends::{
+        Backend, LocalBackend, MintError, Minted, Order, RemoteBackend,
+        limits::{Busy, Slot},
+    },
     clock::Timestamp,
     leases::{Ending, Family, Lease, Outlives, Placement, Revocability, State, Subject, TokenKey},
     store::{
@@ -76,6 +79,14 @@ pub enum Refusal {
         /// Under which id the operators find why.
         decision: DecisionId,
     },
+    /// The backend is not to be asked now, or asks to be left alone.
+    #[error("the backend cannot be asked now")]
+    Busy {
+        /// When to come back.
+        retry_after: Duration,
+        /// Under which id the operators find why.
+        decision: DecisionId,
+    },
     /// The store cannot record: nothing is issued.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -108,6 +119,8 @@ pub async fn exchange(app: &Arc<App>, request: ExchangeRequest) -> Result<TokenR
         Decision::Permit(permit) => permit,
         Decision::Denial(denial) => return Err(story.deny(app, &request.grant, &claims, denial).await),
     };
+    let slot = story.admit(app, &permit).await?;
+    let now = app.clock.now();
     let order = Order {
         lease: app.new_lease_id(now),
         at: now,
@@ -134,7 +147,7 @@ pub async fn exchange(app: &Arc<App>, request: ExchangeRequest) -> Result<TokenR
         max_uses: issuer.profile.uses_per_token(),
     });
     // From here on a client that goes away changes nothing: the lease is carried to its end.
-    detached(app, permit, order, Draft { family, subject, token: key, by }, story).await
+    detached(app, permit, slot, order, Draft { family, subject, token: key, by }, story).await
 }
 
 /// Gives a lease a longer life, on today's policy.
@@ -190,13 +203,18 @@ pub async fn renew(app: &Arc<App>, request: RenewRequest) -> Result<TokenRespons
         return Err(Refusal::Handle);
     }
     let order = Order { lease: app.new_lease_id(now), at: now, expires_at, public_key: None, csr: None };
+    let mut slot = story.admit(app, &permit).await?;
 
     if let Some(Backend::Remote(backend)) = app.backends.named(permit.grant().backend()) {
         let same =
             *permit.grant().backend() == lease.placement().backend && backend.identity() == lease.placement().identity;
-        if same && backend.extends() {
+        if same
+            && backend.extends()
+            && let Some(slot) = slot.take()
+        {
             let (app, backend) = (Arc::clone(app), Arc::clone(backend));
-            return task(async move { extend(&app, &*backend, &permit, rotation, expires_at, &story).await }).await;
+            return task(async move { extend(&app, &*backend, slot, &permit, rotation, expires_at, &story).await })
+                .await;
         }
     }
     let draft = Draft {
@@ -205,7 +223,7 @@ pub async fn renew(app: &Arc<App>, request: RenewRequest) -> Result<TokenRespons
         token: lease.token(),
         by: Entitlement::Renewal(rotation),
     };
-    detached(app, permit, order, draft, story).await
+    detached(app, permit, slot, order, draft, story).await
 }
 
 /// Takes back what a handle, or a token that we signed, gives possession of (RFC 7009).
@@ -275,17 +293,20 @@ async fn task<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static)
 async fn detached(
     app: &Arc<App>,
     permit: Permit,
+    slot: Option<Slot>,
     order: Order,
     draft: Draft,
     story: Story,
 ) -> Result<TokenResponse, Refusal> {
     let app = Arc::clone(app);
     task(async move {
-        let issued = match app.backends.named(permit.grant().backend()) {
-            Some(Backend::Local(backend)) => issue_local(&app, &**backend, &permit, &order, draft, &story).await,
-            Some(Backend::Remote(backend)) => issue_remote(&app, &**backend, &permit, &order, draft, &story).await,
+        let issued = match (app.backends.named(permit.grant().backend()), slot) {
+            (Some(Backend::Local(backend)), _) => issue_local(&app, &**backend, &permit, &order, draft, &story).await,
+            (Some(Backend::Remote(backend)), Some(slot)) => {
+                issue_remote(&app, &**backend, slot, &permit, &order, draft, &story).await
+            }
             // A grant does not compile without its backend; the set may be older than the config.
-            None => Err(Refusal::Backend { decision: story.decision }),
+            (Some(Backend::Remote(_)) | None, _) => Err(Refusal::Backend { decision: story.decision }),
         };
         app.metrics.exchanged(permit.grant().name(), issued.is_ok());
         issued
@@ -326,6 +347,7 @@ async fn issue_local(
 async fn issue_remote(
     app: &App,
     backend: &dyn RemoteBackend,
+    slot: Slot,
     permit: &Permit,
     order: &Order,
     draft: Draft,
@@ -351,10 +373,7 @@ async fn issue_remote(
             value
         }
     };
-    let minted = tokio::time::timeout(backend.deadline(), backend.mint(&pending, order, &plan.rendered))
-        .await
-        .unwrap_or_else(|_| Err(MintError::OutcomeUnknown("no answer before the deadline".to_owned())));
-    let minted = match minted {
+    let minted = match slot.mint(backend.deadline(), || backend.mint(&pending, order, &plan.rendered)).await {
         Ok(minted) => minted,
         Err(error) => return Err(abandon(app, story, pending, waiting, error).await),
     };
@@ -423,6 +442,7 @@ async fn take_back_minted(app: &App, id: LeaseId, expires_at: Timestamp) {
 async fn extend(
     app: &App,
     backend: &dyn RemoteBackend,
+    slot: Slot,
     permit: &Permit,
     rotation: Rotation,
     expires_at: Timestamp,
@@ -440,17 +460,9 @@ async fn extend(
         Opened::Yes { value, .. } => value,
         Opened::Refused(why) => return Err(story.unentitled(app, permit, why).await),
     };
-    let told = tokio::time::timeout(backend.deadline(), backend.extend(&lease, expires_at)).await;
-    match told {
-        Ok(Ok(())) => {}
-        failed => {
-            let error = failed.map_or_else(
-                |_| "no answer before the deadline".to_owned(),
-                |r| r.err().map_or_else(String::new, |e| e.0),
-            );
-            tracing::warn!(decision = %story.decision, lease = %lease.id(), error, "the backend did not extend");
-            return Err(Refusal::Backend { decision: story.decision });
-        }
+    if let Err(error) = slot.extend(backend.deadline(), backend.extend(&lease, expires_at)).await {
+        tracing::warn!(decision = %story.decision, lease = %lease.id(), %error, "the backend did not extend");
+        return Err(Refusal::Backend { decision: story.decision });
     }
     Ok(TokenResponse {
         credential: Credential::unchanged(),
@@ -555,6 +567,24 @@ impl Story {
         app.metrics.denied();
     }
 
+    /// A place at the permit's backend before anything is written. Repeats in the audit log are folded.
+    async fn admit(&self, app: &App, permit: &Permit) -> Result<Option<Slot>, Refusal> {
+        let (grant, backend) = (permit.grant().name(), permit.grant().backend());
+        match app.backends.admit(backend).await {
+            Ok(slot) => Ok(slot),
+            Err(busy) => {
+                let mut entry = self.blank(Event::Failed);
+                entry.grant = Some(grant.clone());
+                entry.backend = Some(backend.clone());
+                entry.reason = Some(busy.to_string());
+                let full = matches!(busy, Busy::Full(_));
+                app.record(entry, Some(hash(&format!("busy\n{backend}\n{grant}\n{full}")))).await;
+                app.metrics.exchanged(grant, false);
+                Err(Refusal::Busy { retry_after: busy.retry_after(), decision: self.decision })
+            }
+        }
+    }
+
     /// The policy said yes, and the token or the handle gives no right.
     async fn unentitled(&self, app: &App, permit: &Permit, why: Unentitled) -> Refusal {
         let reason = match why {
@@ -580,6 +610,7 @@ impl Story {
     fn unfit(&self, error: MintError) -> Refusal {
         match error {
             MintError::Unfit { field, message } => Refusal::Unfit { field, message, decision: self.decision },
+            MintError::Throttled { retry_after, .. } => Refusal::Busy { retry_after, decision: self.decision },
             MintError::Unavailable(_) | MintError::Refused(_) | MintError::OutcomeUnknown(_) => {
                 Refusal::Backend { decision: self.decision }
             }

@@ -6,6 +6,7 @@
 //! told to, and never waits without a deadline. It must never put a URL's query, a header or a body
 //! into an error.
 
+use crate::clock::Timestamp;
 use http::{HeaderMap, Request, StatusCode};
 use ipnet::IpNet;
 use reqwest::{
@@ -142,6 +143,20 @@ pub struct Fetched {
     pub headers: HeaderMap,
     /// The body; it may hold a credential.
     pub body: Vec<u8>,
+}
+
+impl Fetched {
+    /// How long the other side asks to be left alone (`Retry-After`, RFC 9110 §10.2.3); `now` is for an answer
+    /// that names a date.
+    #[must_use]
+    pub fn retry_after(&self, now: Timestamp) -> Option<Duration> {
+        let text = self.headers.get(http::header::RETRY_AFTER)?.to_str().ok()?;
+        if let Ok(seconds) = text.parse() {
+            return Some(Duration::from_secs(seconds));
+        }
+        let at = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+        Some(Timestamp::from_millis(at.as_millisecond()).since(now))
+    }
 }
 
 impl fmt::Debug for Fetched {
@@ -557,6 +572,22 @@ mod tests {
         let request = Request::post(format!("http://{closed}/")).body(b"x".to_vec()).expect("a request");
         let error = client(true, PATIENT).send(request).await.expect_err("nobody listens");
         assert!(matches!(error, OutboundError::Connect { .. }) && error.never_sent(), "{error:?}");
+    }
+
+    #[test]
+    fn retry_after() {
+        let now = Timestamp::from_secs(784_111_777);
+        for (text, seconds) in [
+            ("7", Some(7)),
+            ("Sun, 06 Nov 1994 08:49:47 GMT", Some(10)),
+            ("Sun, 06 Nov 1994 08:49:27 GMT", Some(0)),
+            ("-1", None),
+            ("soon", None),
+        ] {
+            let headers = HeaderMap::from_iter([(http::header::RETRY_AFTER, text.parse().expect("a value"))]);
+            let fetched = Fetched { status: StatusCode::TOO_MANY_REQUESTS, headers, body: Vec::new() };
+            assert_eq!(fetched.retry_after(now), seconds.map(Duration::from_secs), "{text}");
+        }
     }
 
     #[test]

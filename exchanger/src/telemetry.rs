@@ -1,13 +1,24 @@
 //! What the server tells of itself: metrics by name, logs in one shape. Neither can hold a secret:
 //! metrics are counts under fixed labels, and logs take only what has a voice.
 
-use crate::token::TokenError;
+use crate::{
+    backends::{Backends, limits::Limits},
+    token::TokenError,
+};
 use jobpass_protocol::GrantName;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text::encode},
+    metrics::{
+        MetricType,
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
+    },
     registry::Registry,
 };
+use std::{fmt, sync::atomic::Ordering};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ByReason {
@@ -18,6 +29,51 @@ struct ByReason {
 struct ByGrant {
     grant: String,
     issued: &'static str,
+}
+
+/// Reads each backend's limits when metrics are asked for.
+struct ByBackend(Backends);
+
+impl fmt::Debug for ByBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
+}
+
+type Gauges = [(&'static str, &'static str, fn(&Limits) -> i64); 2];
+type Counters = [(&'static str, &'static str, fn(&Limits) -> u64); 2];
+
+const GAUGES: Gauges = [
+    ("backend_resting", "1 while a backend rests after failures", |limits| limits.resting().is_some().into()),
+    ("backend_minting", "Credentials in the making", |limits| i64::try_from(limits.minting()).unwrap_or(i64::MAX)),
+];
+const COUNTERS: Counters = [
+    ("backend_failures", "Calls that failed or were not answered in time", |limits| {
+        limits.counters().failed.load(Ordering::Relaxed)
+    }),
+    ("backend_refusals", "Requests that were refused without asking the backend", |limits| {
+        limits.counters().refused.load(Ordering::Relaxed)
+    }),
+];
+
+impl Collector for ByBackend {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let limits =
+            || self.0.iter().filter_map(|(name, _)| Some(([("backend", name.as_str())], self.0.limits(name)?)));
+        for (name, help, read) in GAUGES {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (labels, limits) in limits() {
+                ConstGauge::new(read(limits)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        for (name, help, read) in COUNTERS {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (labels, limits) in limits() {
+                ConstCounter::new(read(limits)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The server's counters. Labels are grant names and fixed words, never what a caller chose.
@@ -31,9 +87,12 @@ pub struct Metrics {
     grants: Gauge,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
+impl Metrics {
+    /// Counters at zero, and a view of the backends.
+    #[must_use]
+    pub fn new(backends: Backends) -> Self {
         let mut registry = Registry::with_prefix("jobpass");
+        registry.register_collector(Box::new(ByBackend(backends)));
         let token_refused = Family::default();
         let exchanged = Family::default();
         let denied = Counter::default();
@@ -60,9 +119,7 @@ impl Default for Metrics {
         registry.register("grants", "Grants that are loaded", Gauge::clone(&grants));
         Self { registry, token_refused, exchanged, denied, seconds, policy_good, grants }
     }
-}
 
-impl Metrics {
     /// A subject token was refused before policy saw it.
     pub fn token_refused(&self, error: &TokenError) {
         self.token_refused.get_or_create(&ByReason { reason: error.code() }).inc();

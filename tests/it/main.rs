@@ -5,5 +5,6 @@ mod demo;
 mod examples;
 mod exchange;
 mod invariants;
+mod limits;
 mod renewal;
 mod structure;

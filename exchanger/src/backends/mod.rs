@@ -7,6 +7,7 @@
 
 pub mod aws_sts;
 pub mod http;
+pub mod limits;
 pub mod postgres;
 pub mod registry;
 pub mod signed_jwt;
@@ -22,6 +23,7 @@ use crate::{
 use futures_util::future::BoxFuture;
 use jobpass_policy::{CredentialSource, Diagnostic, GrantContext, Permit, SpecCompiler};
 use jobpass_protocol::{BackendName, Credential, LeaseId};
+use limits::{Busy, Limits, Slot};
 use std::{any::Any, collections::BTreeMap, sync::Arc, time::Duration};
 
 /// What a grant's `credential:` became after its backend read it.
@@ -104,6 +106,14 @@ pub enum MintError {
     /// The system cannot be reached or is overloaded, and certainly made nothing.
     #[error("{0}")]
     Unavailable(String),
+    /// The system certainly made nothing, and asks to be left alone for a while.
+    #[error("{message}; it asks to be left alone for {} s", .retry_after.as_secs())]
+    Throttled {
+        /// What it said.
+        message: String,
+        /// How long.
+        retry_after: Duration,
+    },
     /// The system refused, and certainly made nothing.
     #[error("{0}")]
     Refused(String),
@@ -197,26 +207,47 @@ impl Backend {
     }
 }
 
-/// All configured backends by name.
+/// All configured backends by name, each with its limits.
 #[derive(Clone, Default)]
-pub struct Backends(BTreeMap<BackendName, Backend>);
+pub struct Backends(BTreeMap<BackendName, (Backend, Arc<Limits>)>);
 
 impl Backends {
-    /// Collects backends.
+    /// Collects backends with their limits.
     #[must_use]
-    pub fn new(backends: BTreeMap<BackendName, Backend>) -> Self {
-        Self(backends)
+    pub fn new(backends: impl IntoIterator<Item = (BackendName, Backend, limits::File)>) -> Self {
+        let limited = |(name, backend, file): (BackendName, Backend, limits::File)| {
+            let limits = Arc::new(Limits::new(name.as_str(), file));
+            (name, (backend, limits))
+        };
+        Self(backends.into_iter().map(limited).collect())
     }
 
     /// One backend by its name.
     #[must_use]
     pub fn named(&self, name: &BackendName) -> Option<&Backend> {
-        self.0.get(name)
+        self.0.get(name).map(|(backend, _)| backend)
+    }
+
+    /// The limits of a backend that there is.
+    #[must_use]
+    pub fn limits(&self, name: &BackendName) -> Option<&Arc<Limits>> {
+        self.0.get(name).map(|(_, limits)| limits)
+    }
+
+    /// A place for one mint or extension at a remote backend; none is needed elsewhere.
+    ///
+    /// # Errors
+    /// [`Busy`]: it is not to be asked now.
+    pub async fn admit(&self, name: &BackendName) -> Result<Option<Slot>, Busy> {
+        match self.0.get(name) {
+            Some((Backend::Remote(_), limits)) => limits.admit().await.map(Some),
+            Some((Backend::Local(_), _)) | None => Ok(None),
+        }
     }
 
     /// All of them, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&BackendName, &Backend)> {
-        self.0.iter()
+        self.0.iter().map(|(name, (backend, _))| (name, backend))
     }
 
     /// Reads the files and secrets that backends need: see [`Describe::preflight`].
@@ -224,7 +255,7 @@ impl Backends {
     /// # Errors
     /// The first backend that lacks something.
     pub fn preflight(&self) -> Result<(), registry::BuildError> {
-        self.0.iter().try_for_each(|(name, backend)| {
+        self.iter().try_for_each(|(name, backend)| {
             let failed = |message| registry::BuildError { name: name.clone(), message };
             backend.describe().preflight().map_err(failed)
         })

@@ -1,21 +1,35 @@
 //! Every type of backend, on one page. To add one: a file beside this one, and a line in each list here.
 
-use super::{Backend, Backends, aws_sts, http, postgres, signed_jwt};
+use super::{Backend, Backends, aws_sts, http, limits, postgres, signed_jwt};
 use crate::{
     clock::Clock,
     config::{Env, SecretRef},
     signing::Keys,
 };
 use jobpass_protocol::BackendName;
-use schemars::JsonSchema;
-use serde::Deserialize;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, Error as _, IntoDeserializer as _, MapAccess, Visitor, value::MapAccessDeserializer},
+};
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
+    fmt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-/// A backend in the server's config: its type, and what that type takes.
+/// A backend in the server's config: `{ TYPE: { … }, limits: { … } }`.
+#[derive(Clone, Debug)]
+pub struct Configured {
+    /// Its type, and what that type takes.
+    pub file: BackendFile,
+    /// What every type takes.
+    pub limits: limits::File,
+}
+
+/// A backend's type, and what that type takes.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum BackendFile {
@@ -36,6 +50,66 @@ impl BackendFile {
             Self::AwsSts(file) => file.presents(),
             Self::SignedJwt(_) | Self::Http(_) | Self::Postgres(_) => None,
         }
+    }
+}
+
+// By hand: `serde(flatten)` would lose the places that errors point at.
+impl<'de> Deserialize<'de> for Configured {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Block;
+        impl<'de> Visitor<'de> for Block {
+            type Value = Configured;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a backend: its type, such as `postgres:`, and what that takes")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Configured, A::Error> {
+                let mut found = None;
+                let file = BackendFile::deserialize(MapAccessDeserializer::new(Beside(&mut map, &mut found)))?;
+                match Beside(&mut map, &mut found).next_key::<String>()? {
+                    None => Ok(Configured { file, limits: found.unwrap_or_default() }),
+                    Some(key) => Err(A::Error::unknown_field(&key, &["limits"])), // a backend has one type
+                }
+            }
+        }
+        deserializer.deserialize_map(Block)
+    }
+}
+
+/// A backend's block without `limits`, which is kept aside.
+struct Beside<'a, A>(&'a mut A, &'a mut Option<limits::File>);
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Beside<'_, A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
+        while let Some(key) = self.0.next_key::<String>()? {
+            if key != "limits" {
+                return seed.deserialize(key.into_deserializer()).map(Some);
+            }
+            *self.1 = Some(self.0.next_value()?);
+        }
+        Ok(None)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        self.0.next_value_seed(seed)
+    }
+}
+
+impl JsonSchema for Configured {
+    fn schema_name() -> Cow<'static, str> {
+        "Backend".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let limits = generator.subschema_for::<limits::File>();
+        let mut schema = BackendFile::json_schema(generator);
+        for kind in schema.get_mut("oneOf").and_then(|kinds| kinds.as_array_mut()).into_iter().flatten() {
+            kind["properties"]["limits"] = limits.clone().to_value();
+        }
+        schema
     }
 }
 
@@ -86,14 +160,14 @@ pub struct BuildError {
 ///
 /// # Errors
 /// The first backend that cannot be built.
-pub fn build_all(files: &BTreeMap<BackendName, BackendFile>, context: &BuildContext) -> Result<Backends, BuildError> {
-    let presented: Vec<&str> = files.values().filter_map(BackendFile::presents).collect();
-    let built = files.iter().map(|(name, file)| {
+pub fn build_all(files: &BTreeMap<BackendName, Configured>, context: &BuildContext) -> Result<Backends, BuildError> {
+    let presented: Vec<&str> = files.values().filter_map(|configured| configured.file.presents()).collect();
+    let built = files.iter().map(|(name, Configured { file, limits })| {
         let backend = build(file.clone(), context, &presented);
         let backend = backend.map_err(|message| BuildError { name: name.clone(), message })?;
-        Ok((name.clone(), backend))
+        Ok((name.clone(), backend, *limits))
     });
-    built.collect::<Result<_, _>>().map(Backends::new)
+    built.collect::<Result<Vec<_>, _>>().map(Backends::new)
 }
 
 fn build(file: BackendFile, context: &BuildContext, presented: &[&str]) -> Result<Backend, String> {
@@ -105,4 +179,36 @@ fn build(file: BackendFile, context: &BuildContext, presented: &[&str]) -> Resul
         BackendFile::Http(file) => Backend::Remote(Arc::new(http::Http::build(*file, context)?)),
         BackendFile::Postgres(file) => Backend::Remote(Arc::new(postgres::Postgres::build(*file, context)?)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks() {
+        let jwt = "signed_jwt: { audiences: [\"https://cloud.example\"] }";
+        for (block, expected) in [
+            (jwt.to_owned(), Ok(None)),
+            (format!("{jwt}\nlimits: {{ concurrency: 7 }}"), Ok(Some(7))),
+            (format!("limits: {{ concurrency: 7 }}\n{jwt}"), Ok(Some(7))),
+            (format!("{jwt}\nlimits: {{ concurrency: 0 }}"), Err("nonzero")),
+            (format!("{jwt}\nlimits: {{ rest: soon }}"), Err("expected a duration")),
+            (format!("{jwt}\nlimits: {{ breaker: 1 }}"), Err("breaker")),
+            (format!("{jwt}\npostgres: {{}}"), Err("unknown field `postgres`, expected one of limits")),
+            ("limits: {}".to_owned(), Err("")),
+            ("oracle: {}".to_owned(), Err("oracle")),
+        ] {
+            match (serde_saphyr::from_str::<Configured>(&block), expected) {
+                (Ok(read), Ok(concurrency)) => {
+                    assert_eq!(read.limits.concurrency.map(std::num::NonZeroU32::get), concurrency, "{block}");
+                }
+                (Err(error), Err(text)) => {
+                    assert!(error.location().is_some(), "{block}: {error}");
+                    assert!(error.to_string().contains(text), "{block}: {error}");
+                }
+                (read, _) => panic!("{block}: {read:?}"),
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Backend, Backends, Order,
-    registry::{BackendFile, BuildContext, build_all},
+    registry::{BuildContext, Configured, build_all},
 };
 use crate::{
     clock::{Clock, ManualClock, Timestamp},
@@ -38,7 +38,7 @@ impl Bench {
             env: Env::of([("SECRET", "hunter2".to_owned())]),
             base: PathBuf::from("/nowhere"),
         };
-        let files: BTreeMap<BackendName, BackendFile> = serde_saphyr::from_str(config).expect("a config");
+        let files: BTreeMap<BackendName, Configured> = serde_saphyr::from_str(config).expect("a config");
         let backends = build_all(&files, &context).map_err(|error| error.to_string());
         Self { backends, context, _keys: directory }
     }

@@ -1,7 +1,7 @@
 //! The config file as it is written. Unknown keys are refused; what the program runs on is
 //! [`super::Config`].
 
-use crate::{backends::registry::BackendFile, signing::KeyType};
+use crate::{backends::registry::Configured, signing::KeyType};
 use jobpass_protocol::{BackendName, IssuerName};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -33,8 +33,8 @@ pub struct File {
     #[schemars(with = "BTreeMap<String, Issuer>")]
     pub issuers: BTreeMap<IssuerName, Spanned<Issuer>>,
     /// What makes credentials.
-    #[schemars(with = "BTreeMap<String, BackendFile>")]
-    pub backends: BTreeMap<BackendName, BackendFile>,
+    #[schemars(with = "BTreeMap<String, Configured>")]
+    pub backends: BTreeMap<BackendName, Configured>,
     /// Directories of grant files, each loaded as a whole. Relative to this file.
     #[schemars(with = "Vec<String>")]
     pub policies: Vec<Spanned<PathBuf>>,

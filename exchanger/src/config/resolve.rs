@@ -3,7 +3,7 @@
 use super::{ConfigError, Env, Problem, Problems, file};
 use crate::{
     audit::StreamSettings,
-    backends::registry::{BackendFile, BuildContext},
+    backends::registry::{BuildContext, Configured},
     clock::Clock,
     http::server::Certificate,
     signing::{self, JWKS_MAX_AGE, Keys},
@@ -41,7 +41,7 @@ pub struct Config {
     /// Who may vouch for jobs.
     pub issuers: Vec<TrustedIssuer>,
     /// What makes credentials.
-    pub backends: BTreeMap<BackendName, BackendFile>,
+    pub backends: BTreeMap<BackendName, Configured>,
     /// Policy directories.
     pub policies: Vec<PathBuf>,
     /// Where the audit log is streamed to.

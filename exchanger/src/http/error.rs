@@ -120,6 +120,12 @@ impl From<Refusal> for Failure {
                 "The backend did not make the credential. The server's operators find the reason under the decision_id.",
             )
             .decided(decision),
+            Refusal::Busy { retry_after, decision } => Self::unavailable(
+                "The backend is busy, or rests after failures. Try again later. The server's operators find the reason \
+                 under the decision_id.",
+                retry_after,
+            )
+            .decided(decision),
             Refusal::Store(error) => error.into(),
         }
     }

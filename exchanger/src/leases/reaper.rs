@@ -4,10 +4,10 @@
 //! whose backend it did not hear from, and it goes on while the store cannot be written: what it did
 //! then is kept in memory and recorded once the store is back.
 
-use super::{Ending, Lease, Revocability, State};
+use super::{Ending, Lease, Placement, Revocability, State};
 use crate::{
     audit::Entry,
-    backends::{Backend, Backends, RemoteBackend, Revoked},
+    backends::{Backend, Backends, RemoteBackend, Revoked, limits::Limits},
     clock::{Clock, Timestamp},
     store::{Store, StoreError},
 };
@@ -153,12 +153,15 @@ impl Reaper {
     }
 
     /// Tries once, now, to take back leases that are due; returns where each stands after that. What
-    /// cannot be done within ten seconds is left to [`Reaper::run`].
+    /// cannot be done within ten seconds, or is at a backend that rests, is left to [`Reaper::run`].
     pub async fn take_back(&self, leases: Vec<Lease>) -> Vec<State> {
         let deadline = Instant::now() + PATIENCE;
         let states = stream::iter(leases)
             .map(|lease| async move {
                 let state = lease.state.clone();
+                if self.remote(&lease).is_some_and(|(_, limits)| limits.resting().is_some()) {
+                    return state;
+                }
                 timeout_at(deadline, self.process(lease)).await.map_or(state, |(state, _)| state)
             })
             .buffered(2 * CONCURRENCY)
@@ -256,33 +259,29 @@ impl Reaper {
         let State::Revoking { attempts, certain_at, because, .. } = lease.state else { return lease.state.clone() };
         let wait = wait_after(lease.id, attempts);
         let again = State::Revoking { attempts: attempts.saturating_add(1), next_at: now + wait, certain_at, because };
-        let Some(backend) = self.remote(lease) else {
+        let Some((backend, limits)) = self.remote(lease) else {
             self.counters.unreachable.fetch_add(1, Ordering::Relaxed);
             return again;
         };
-        let answer = timeout(backend.deadline(), backend.revoke(lease)).await;
+        let answer = limits.revoke(backend.deadline(), backend.revoke(lease)).await;
         let now = self.clock.now();
         match (answer, certain_at) {
             // A late creation may still land: looked at again soon, then less often, and once more when
             // nothing can come any more.
-            (Ok(Ok(Revoked::NotFound)), Some(certain)) if now < certain => State::Revoking {
+            (Ok(Revoked::NotFound), Some(certain)) if now < certain => State::Revoking {
                 attempts: attempts.saturating_add(1),
                 next_at: (now + wait).min(certain),
                 certain_at,
                 because,
             },
-            (Ok(Ok(Revoked::Gone | Revoked::NotFound)), _) => {
+            (Ok(Revoked::Gone | Revoked::NotFound), _) => {
                 self.counters.revoked.fetch_add(1, Ordering::Relaxed);
                 State::Ended { how: because, at: now }
             }
-            (failed, _) => {
+            (Err(error), _) => {
                 self.counters.failed.fetch_add(1, Ordering::Relaxed);
-                let why = match failed {
-                    Ok(Err(error)) => error.to_string(),
-                    _ => "no answer before the deadline".to_owned(),
-                };
                 let (lease, backend) = (lease.id, &lease.placement.backend);
-                tracing::warn!(%lease, %backend, attempts, why, "a credential is not taken back yet; it is tried again");
+                tracing::warn!(%lease, %backend, attempts, %error, "a credential is not taken back yet; it is tried again");
                 again
             }
         }
@@ -330,9 +329,10 @@ impl Reaper {
     }
 
     /// The lease's backend, if it still is what it was when the lease was opened.
-    fn remote(&self, lease: &Lease) -> Option<&Arc<dyn RemoteBackend>> {
-        match self.backends.named(&lease.placement.backend)? {
-            Backend::Remote(backend) if backend.identity() == lease.placement.identity => Some(backend),
+    fn remote(&self, lease: &Lease) -> Option<(&Arc<dyn RemoteBackend>, &Limits)> {
+        let Placement { backend, identity, .. } = &lease.placement;
+        match self.backends.named(backend)? {
+            Backend::Remote(remote) if remote.identity() == identity => Some((remote, self.backends.limits(backend)?)),
             Backend::Remote(_) | Backend::Local(_) => None,
         }
     }

@@ -157,6 +157,8 @@ pub struct SpecFile {
 
 const DEADLINE: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_secs(30);
+/// How long an API is left alone that says 429 and not for how long.
+const THROTTLED: Duration = Duration::from_secs(1);
 
 /// A backend that asks an HTTP API.
 pub struct Http {
@@ -516,9 +518,10 @@ impl RemoteBackend for Http {
             };
             match answer.status {
                 status if status.is_success() => self.read_answer(&answer, order),
-                StatusCode::TOO_MANY_REQUESTS => {
-                    Err(MintError::Unavailable("the API says that it is asked too often (429)".to_owned()))
-                }
+                StatusCode::TOO_MANY_REQUESTS => Err(MintError::Throttled {
+                    message: "the API says that it is asked too often (429)".to_owned(),
+                    retry_after: answer.retry_after(self.clock.now()).unwrap_or(THROTTLED),
+                }),
                 status if certainly_refused(status) => {
                     Err(MintError::Refused(format!("the API refused to make a key: {}", status.as_u16())))
                 }

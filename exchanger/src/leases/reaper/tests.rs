@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    backends::{Describe, MintError, Minted, Order, Plan, RemoteError, Spec},
+    backends::{Describe, MintError, Minted, Order, Plan, RemoteError, Spec, limits},
     leases::Outlives,
     store::{
         Entitlement, Opened, PendingLease, SqliteOptions, SqliteStore,
@@ -9,10 +9,7 @@ use crate::{
 };
 use futures_util::future::BoxFuture;
 use jobpass_policy::{CredentialSource, Diagnostic, GrantContext, Permit};
-use std::{
-    collections::{BTreeMap, VecDeque},
-    time,
-};
+use std::{collections::VecDeque, time};
 
 /// What a revocation meets, call by call; the last one stays.
 #[derive(Clone, Copy, Debug)]
@@ -101,8 +98,10 @@ fn world() -> World {
 }
 
 fn reaper(world: &World, remotes: &[(&str, &Arc<Remote>)]) -> Arc<Reaper> {
-    let named = |(name, remote): &(&str, &Arc<Remote>)| (name_of(name), Backend::Remote(Arc::clone(*remote) as Arc<_>));
-    let backends: BTreeMap<_, _> = remotes.iter().map(named).collect();
+    let named = |(name, remote): &(&str, &Arc<Remote>)| {
+        (name_of(name), Backend::Remote(Arc::clone(*remote) as Arc<_>), limits::File::default())
+    };
+    let backends: Vec<_> = remotes.iter().map(named).collect();
     Arc::new(Reaper::new(world.store.clone(), Backends::new(backends), Arc::new(world.clock.clone())))
 }
 
