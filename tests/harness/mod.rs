@@ -4,13 +4,17 @@
 //! Everything here ends what it started when it is dropped.
 
 pub mod act;
+pub mod entra;
+pub mod form;
 pub mod gitlab;
+pub mod google;
 pub mod http;
 pub mod moto;
 pub mod openbao;
 pub mod ports;
 pub mod postgres;
 pub mod program;
+pub mod relying_party;
 pub mod repository;
 pub mod server;
 pub mod sts;

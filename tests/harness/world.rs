@@ -92,6 +92,23 @@ pub struct World {
     closed: bool,
 }
 
+/// The clock of a world, for an upstream that has to be there before the world is.
+#[derive(Clone, Default)]
+pub struct WorldClock(Arc<OnceLock<ManualClock>>);
+
+impl WorldClock {
+    /// Seconds since the epoch, from when the world is there.
+    pub fn seconds(&self) -> impl Fn() -> i64 + Send + Sync + 'static {
+        let clock = Arc::clone(&self.0);
+        move || clock.get().expect("the world is there").now().secs()
+    }
+
+    /// Takes the world's clock.
+    pub fn is(&self, world: &World) {
+        assert!(self.0.set(world.clock.clone()).is_ok(), "there is one world");
+    }
+}
+
 /// What the server answered.
 #[derive(Debug)]
 pub struct Answer {

@@ -1,9 +1,11 @@
 //! Tests that need no other program: `cargo test`.
 
+mod azure;
 mod bad_input;
 mod demo;
 mod examples;
 mod exchange;
+mod gcp;
 mod invariants;
 mod limits;
 mod renewal;

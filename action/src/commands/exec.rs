@@ -85,7 +85,7 @@ impl<'a> Keeper<'a> {
     fn new(job: &'a Job, leases: &[Lease]) -> Self {
         let leases = leases.iter().map(|lease| {
             // The end of these is written into the credential itself: renewing would make another one.
-            let fixed = matches!(lease.given.credential.kind(), "jwt" | "aws_session");
+            let fixed = matches!(lease.given.credential.kind(), "jwt" | "aws_session" | "gcp_token" | "azure_token");
             let due = (!fixed).then(|| Instant::now() + renewal_after(lease.expires_in));
             Kept { held: lease.held.clone(), ttl: lease.ttl, due }
         });

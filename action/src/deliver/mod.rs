@@ -161,6 +161,12 @@ pub(crate) fn environment_names(kind: &str, field: &str) -> Vec<String> {
         ("postgres", "password") => &["PGPASSWORD"],
         ("postgres", "sslmode") => &["PGSSLMODE"],
         ("jwt" | "bearer", "token") => &["JOBPASS_TOKEN"],
+        // Google Cloud SDK (`auth/access_token`); Terraform's Google provider.
+        ("gcp_token", "token") => &["CLOUDSDK_AUTH_ACCESS_TOKEN", "GOOGLE_OAUTH_ACCESS_TOKEN"],
+        ("azure_token", "token") => &["AZURE_ACCESS_TOKEN"],
+        // azure-identity, configuration of service principals.
+        ("azure_token", "tenant") => &["AZURE_TENANT_ID"],
+        ("azure_token", "client_id") => &["AZURE_CLIENT_ID"],
         ("api_key", "url") => &["JOBPASS_API_URL"],
         ("api_key", "key") => &["JOBPASS_API_KEY"],
         _ => return vec![shouted(&format!("JOBPASS_{kind}_{field}"))],

@@ -10,8 +10,21 @@ use std::collections::BTreeMap;
 use zeroize::Zeroizing;
 
 /// Fields that may be shown: everything else in a credential is masked and redacted.
-const PUBLIC_FIELDS: &[&str] =
-    &["type", "host", "port", "database", "username", "sslmode", "expiration", "access_key_id", "region", "url"];
+const PUBLIC_FIELDS: &[&str] = &[
+    "type",
+    "host",
+    "port",
+    "database",
+    "username",
+    "sslmode",
+    "expiration",
+    "access_key_id",
+    "region",
+    "url",
+    "service_account",
+    "tenant",
+    "client_id",
+];
 
 /// One named field of a credential.
 #[derive(Clone, Debug)]
@@ -82,6 +95,27 @@ impl Credential {
         )
     }
 
+    /// An access token of a Google Cloud service account; `expiration` is RFC 3339.
+    #[must_use]
+    pub fn gcp_token(service_account: &str, token: Secret, expiration: &str) -> Self {
+        let fields = [("token", token), ("service_account", service_account.into()), ("expiration", expiration.into())];
+        Self::of("gcp_token", fields)
+    }
+
+    /// An access token of a Microsoft Entra client; `expiration` is RFC 3339.
+    #[must_use]
+    pub fn azure_token(tenant: &str, client_id: &str, token: Secret, expiration: &str) -> Self {
+        Self::of(
+            "azure_token",
+            [
+                ("token", token),
+                ("tenant", tenant.into()),
+                ("client_id", client_id.into()),
+                ("expiration", expiration.into()),
+            ],
+        )
+    }
+
     /// The credential that the job has already, with a later expiry.
     #[must_use]
     pub fn unchanged() -> Self {
@@ -126,7 +160,7 @@ impl Credential {
     #[must_use]
     pub fn bearer_token(&self) -> Option<&Secret> {
         match self.kind.as_str() {
-            "jwt" | "bearer" => self.field("token"),
+            "jwt" | "bearer" | "gcp_token" | "azure_token" => self.field("token"),
             _ => None,
         }
     }
@@ -136,7 +170,7 @@ impl Credential {
     pub fn issued_token_type(&self) -> String {
         match self.kind.as_str() {
             "jwt" => "urn:ietf:params:oauth:token-type:jwt".to_owned(),
-            "bearer" => "urn:ietf:params:oauth:token-type:access_token".to_owned(),
+            "bearer" | "gcp_token" | "azure_token" => "urn:ietf:params:oauth:token-type:access_token".to_owned(),
             other => format!("urn:jobpass:params:oauth:token-type:{other}"),
         }
     }

@@ -6,14 +6,15 @@
 //! and STS quotas"; they are checked when a grant is loaded, where AWS would refuse every job.
 
 use super::{
-    Describe, MintError, Minted, Order, Plan, RemoteBackend, RemoteError, Revoked, Spec,
+    Describe, MintError, Minted, Order, Plan, RemoteBackend, RemoteError, Revoked, Spec, presented,
+    presented::{Presented, Presenter},
     registry::BuildContext,
     spec::{self, SpecReader},
 };
 use crate::{
     clock::Timestamp,
     leases::{Lease, Revocability},
-    signing::{Algorithm, Keys},
+    signing::Algorithm,
     store::PendingLease,
 };
 use aws_sdk_sts::{
@@ -46,8 +47,6 @@ const MAX_POLICY_ARNS: usize = 10;
 const MAX_POLICY_CHARS: usize = 2048;
 /// How long STS may take.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How long the token that we present to STS lives.
-const PRESENTED_FOR: Duration = Duration::from_secs(300);
 /// What STS wants in `aud` unless the IAM identity provider says otherwise.
 const DEFAULT_AUDIENCE: &str = "sts.amazonaws.com";
 
@@ -102,13 +101,6 @@ pub struct SpecFile {
     pub policy_arns: Vec<String>,
 }
 
-const SUBJECT: FieldRules = FieldRules {
-    authority: true,
-    allowed: |c| c.is_ascii_alphanumeric() || "-._~:/@+=,".contains(c),
-    max_len: 180,
-    expected: "letters, digits and -._~:/@+=,",
-};
-
 const TAG_VALUE: FieldRules =
     FieldRules { authority: false, allowed: tag_char, max_len: 256, expected: "letters, digits, spaces and _.:/=+-@" };
 
@@ -130,12 +122,10 @@ pub struct AwsSts {
     mode: Mode,
     region: String,
     accounts: Vec<String>,
-    audience: String,
-    algorithm: Option<Algorithm>,
+    /// For `web_identity`.
+    presenter: Option<Presenter>,
     endpoint_url: Option<String>,
     identity: String,
-    public_url: String,
-    keys: Arc<Keys>,
     client: OnceCell<Client>,
 }
 
@@ -174,31 +164,20 @@ impl AwsSts {
     /// # Errors
     /// When the config cannot be right.
     pub fn build(file: File, context: &BuildContext) -> Result<Self, String> {
-        let fits = |algorithm: &Algorithm| matches!(algorithm, Algorithm::Rs256 | Algorithm::Es256);
-        let algorithm = match (file.mode, file.algorithm) {
-            (Mode::AssumeRole, _) => None,
-            (Mode::WebIdentity, Some(algorithm)) if !fits(&algorithm) => {
-                return Err(format!("algorithm: AWS takes RS256 and ES256, not {algorithm}"));
-            }
-            (Mode::WebIdentity, wanted) => {
-                let mut kept = context.keys.algorithms().filter(fits);
-                let found = kept.find(|kept| wanted.is_none_or(|wanted| wanted == *kept));
-                Some(found.ok_or("algorithm: there is no such key; add ES256 or RS256 to the config's signing keys")?)
-            }
-        };
+        let presenter = file.presents().map(|audience| {
+            let takes = [Algorithm::Es256, Algorithm::Rs256];
+            Presenter::build(context, audience.to_owned(), file.algorithm, &takes)
+        });
         if let Some(account) = file.accounts.iter().find(|account| !is_account(account)) {
             return Err(format!("accounts: `{account}` is not an account id of 12 digits"));
         }
         Ok(Self {
             identity: file.endpoint_url.clone().unwrap_or_else(|| format!("sts.{}", file.region)),
-            audience: file.presents().unwrap_or(DEFAULT_AUDIENCE).to_owned(),
+            presenter: presenter.transpose()?,
             mode: file.mode,
             region: file.region,
             accounts: file.accounts,
-            algorithm,
             endpoint_url: file.endpoint_url,
-            public_url: context.public_url.clone(),
-            keys: Arc::clone(&context.keys),
             client: OnceCell::new(),
         })
     }
@@ -231,26 +210,17 @@ impl AwsSts {
             .await
     }
 
-    /// The token that proves to AWS that it is us. Its `jti` is no lease id, so that it can never pass
-    /// for a job's own token.
+    /// The token that proves to AWS that it is us.
     fn presented(&self, rendered: &Rendered, order: &Order) -> Result<Secret, MintError> {
-        let algorithm = self.algorithm.ok_or_else(|| spec::unfit("mode", &"no token is presented in this mode"))?;
-        let expires_at = order.at + PRESENTED_FOR;
+        let presenter =
+            self.presenter.as_ref().ok_or_else(|| spec::unfit("mode", &"no token is presented in this mode"))?;
         let tags: BTreeMap<&str, [&str; 1]> =
             rendered.tags.iter().map(|(key, value)| (key.as_str(), [value.as_str()])).collect();
-        let payload = Presented {
-            iss: &self.public_url,
-            sub: &rendered.subject,
-            aud: &self.audience,
-            iat: order.at.secs(),
-            nbf: order.at.secs(),
-            exp: expires_at.secs(),
-            jti: format!("aws-{}", order.lease),
-            grant: &rendered.grant,
+        let more = SessionClaims {
             tags: (!tags.is_empty()).then_some(PrincipalTags { principal_tags: tags }),
             source_identity: rendered.source_identity.as_deref(),
         };
-        self.keys.sign_jwt(algorithm, expires_at, &payload).map_err(|error| MintError::Refused(error.to_string()))
+        presenter.sign(order, Presented { grant: &rendered.grant, subject: &rendered.subject, more })
     }
 
     async fn ask(&self, order: &Order, rendered: &Rendered, name: &str) -> Result<Option<Credentials>, MintError> {
@@ -292,18 +262,9 @@ impl AwsSts {
     }
 }
 
-/// The payload of the presented token; the claims with URLs are AWS's own (IAM user guide, "Pass
-/// session tags in AWS STS").
+/// AWS's own claims of the presented token (IAM user guide, "Pass session tags in AWS STS").
 #[derive(Serialize)]
-struct Presented<'a> {
-    iss: &'a str,
-    sub: &'a str,
-    aud: &'a str,
-    iat: i64,
-    nbf: i64,
-    exp: i64,
-    jti: String,
-    grant: &'a GrantName,
+struct SessionClaims<'a> {
     #[serde(rename = "https://aws.amazon.com/tags", skip_serializing_if = "Option::is_none")]
     tags: Option<PrincipalTags<'a>>,
     #[serde(rename = "https://aws.amazon.com/source_identity", skip_serializing_if = "Option::is_none")]
@@ -391,7 +352,7 @@ impl Describe for AwsSts {
             let message = format!("a session policy has {MAX_POLICY_CHARS} characters at most");
             reader.refuse(&["session_policy"], message, "use `policy_arns` for what is long");
         }
-        let subject = file.sub.as_ref().map(|text| reader.template(&["sub"], text, &SUBJECT));
+        let subject = file.sub.as_ref().map(|text| reader.template(&["sub"], text, &presented::SUBJECT));
         let source = file.source_identity.as_ref();
         let source_identity = source.map(|text| reader.template(&["source_identity"], text, &SOURCE_IDENTITY));
         let tags = reader.templates("session_tags", &file.session_tags, &TAG_VALUE);
@@ -426,11 +387,6 @@ impl RemoteBackend for AwsSts {
             return Err(spec::unfit("ttl", &format!("an AWS session lives {MIN_SECONDS} seconds at least")));
         }
         let grant = permit.grant().name().clone();
-        let mut subject = format!("grant:{grant}");
-        if let Some(template) = &spec.subject {
-            subject.push(':');
-            subject.push_str(&spec::render("credential.sub", template, permit)?);
-        }
         let tag = |(key, template): &(String, Template)| {
             spec::render(&format!("credential.session_tags.{key}"), template, permit).map(|value| (key.clone(), value))
         };
@@ -442,7 +398,7 @@ impl RemoteBackend for AwsSts {
         let rendered = Rendered {
             grant,
             role_arn: spec.role_arn.clone(),
-            subject,
+            subject: presented::subject(spec.subject.as_ref(), permit)?,
             tags: spec.tags.iter().map(tag).collect::<Result<_, _>>()?,
             source_identity,
             policy: spec.policy.clone(),

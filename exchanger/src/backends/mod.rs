@@ -6,14 +6,19 @@
 //! transaction is durable.
 
 pub mod aws_sts;
+pub mod azure;
+pub mod gcp;
 pub mod http;
 pub mod limits;
 pub mod postgres;
+mod presented;
 pub mod registry;
 pub mod signed_jwt;
 mod spec;
 #[cfg(test)]
 mod testing;
+mod token_endpoint;
+mod upstream;
 
 use crate::{
     clock::Timestamp,

@@ -1,6 +1,6 @@
 //! Every type of backend, on one page. To add one: a file beside this one, and a line in each list here.
 
-use super::{Backend, Backends, aws_sts, http, limits, postgres, signed_jwt};
+use super::{Backend, Backends, aws_sts, azure, gcp, http, limits, postgres, signed_jwt};
 use crate::{
     clock::Clock,
     config::{Env, SecretRef},
@@ -35,6 +35,10 @@ pub struct Configured {
 pub enum BackendFile {
     /// AWS sessions.
     AwsSts(aws_sts::File),
+    /// Access tokens of Microsoft Entra.
+    Azure(azure::File),
+    /// Access tokens of Google Cloud's service accounts.
+    Gcp(gcp::File),
     /// Tokens of our own issuer.
     SignedJwt(signed_jwt::File),
     /// Keys of any HTTP API.
@@ -44,11 +48,13 @@ pub enum BackendFile {
 }
 
 impl BackendFile {
-    /// The audience of the tokens that the backend itself presents to a cloud. No job may get a token for it.
-    fn presents(&self) -> Option<&str> {
+    /// The audiences of the tokens that the backend itself presents to a cloud. No job may get a token for one.
+    fn presents(&self) -> Vec<String> {
         match self {
-            Self::AwsSts(file) => file.presents(),
-            Self::SignedJwt(_) | Self::Http(_) | Self::Postgres(_) => None,
+            Self::AwsSts(file) => file.presents().map(str::to_owned).into_iter().collect(),
+            Self::Azure(file) => vec![file.presents().to_owned()],
+            Self::Gcp(file) => file.presents(),
+            Self::SignedJwt(_) | Self::Http(_) | Self::Postgres(_) => Vec::new(),
         }
     }
 }
@@ -161,7 +167,7 @@ pub struct BuildError {
 /// # Errors
 /// The first backend that cannot be built.
 pub fn build_all(files: &BTreeMap<BackendName, Configured>, context: &BuildContext) -> Result<Backends, BuildError> {
-    let presented: Vec<&str> = files.values().filter_map(|configured| configured.file.presents()).collect();
+    let presented: Vec<String> = files.values().flat_map(|configured| configured.file.presents()).collect();
     let built = files.iter().map(|(name, Configured { file, limits })| {
         let backend = build(file.clone(), context, &presented);
         let backend = backend.map_err(|message| BuildError { name: name.clone(), message })?;
@@ -170,9 +176,11 @@ pub fn build_all(files: &BTreeMap<BackendName, Configured>, context: &BuildConte
     built.collect::<Result<Vec<_>, _>>().map(Backends::new)
 }
 
-fn build(file: BackendFile, context: &BuildContext, presented: &[&str]) -> Result<Backend, String> {
+fn build(file: BackendFile, context: &BuildContext, presented: &[String]) -> Result<Backend, String> {
     Ok(match file {
         BackendFile::AwsSts(file) => Backend::Remote(Arc::new(aws_sts::AwsSts::build(file, context)?)),
+        BackendFile::Azure(file) => Backend::Remote(Arc::new(azure::Azure::build(file, context)?)),
+        BackendFile::Gcp(file) => Backend::Remote(Arc::new(gcp::Gcp::build(file, context)?)),
         BackendFile::SignedJwt(file) => {
             Backend::Local(Arc::new(signed_jwt::SignedJwt::build(file, context, presented)?))
         }

@@ -5,7 +5,9 @@
 //! holds an audience that one of our backends presents to a cloud. It cannot be taken back, so grants
 //! keep it short.
 
-use super::{Describe, LocalBackend, MintError, Minted, Order, Spec, registry::BuildContext, spec, spec::SpecReader};
+use super::{
+    Describe, LocalBackend, MintError, Minted, Order, Spec, presented, registry::BuildContext, spec, spec::SpecReader,
+};
 use crate::{
     clock::Timestamp,
     signing::{Algorithm, Keys},
@@ -68,14 +70,6 @@ const RESERVED_CLAIMS: &[&str] = &[
     "typ",
 ];
 
-/// `sub` as a whole has 255 characters at most (OpenID Connect Core §2), the grant's part up to 70 of them.
-const SUBJECT: FieldRules = FieldRules {
-    authority: true,
-    allowed: |c| c.is_ascii_alphanumeric() || "-._~:/@+=,".contains(c),
-    max_len: 180,
-    expected: "letters, digits and -._~:/@+=,",
-};
-
 const CLAIM: FieldRules =
     FieldRules { authority: false, allowed: |c| !c.is_control(), max_len: 1024, expected: "no control characters" };
 
@@ -99,11 +93,11 @@ impl SignedJwt {
     ///
     /// # Errors
     /// When the config cannot be right: no audience, one of `presented`, or an algorithm without a key.
-    pub fn build(file: File, context: &BuildContext, presented: &[&str]) -> Result<Self, String> {
+    pub fn build(file: File, context: &BuildContext, presented: &[String]) -> Result<Self, String> {
         if file.audiences.is_empty() {
             return Err("audiences: name at least one audience that jobs may get tokens for".to_owned());
         }
-        if let Some(audience) = file.audiences.iter().find(|audience| presented.contains(&audience.as_str())) {
+        if let Some(audience) = file.audiences.iter().find(|audience| presented.contains(audience)) {
             return Err(format!(
                 "audiences: `{audience}` is what another backend presents to a cloud; a job with such a token could \
                  take that backend's place. Give one of them an audience of its own"
@@ -153,7 +147,7 @@ impl Describe for SignedJwt {
             let message = format!("a signed token lives {longest} seconds at most, and this grant's `ttl` is longer");
             reader.refuse(&[], message, "lower the grant's `ttl`");
         }
-        let subject = file.sub.map(|text| reader.template(&["sub"], &text, &SUBJECT));
+        let subject = file.sub.map(|text| reader.template(&["sub"], &text, &presented::SUBJECT));
         for name in file.claims.keys().filter(|name| RESERVED_CLAIMS.contains(&name.as_str())) {
             reader.refuse(&["claims", name], format!("`{name}` is not for grants to set"), "choose another name");
         }
@@ -183,11 +177,7 @@ impl LocalBackend for SignedJwt {
     fn mint(&self, permit: &Permit, order: &Order) -> Result<Minted, MintError> {
         let grant = permit.grant();
         let spec: &Compiled = spec::of(permit)?;
-        let mut subject = format!("grant:{}", grant.name());
-        if let Some(template) = &spec.subject {
-            subject.push(':');
-            subject.push_str(&spec::render("credential.sub", template, permit)?);
-        }
+        let subject = presented::subject(spec.subject.as_ref(), permit)?;
         let mut more = BTreeMap::new();
         for (name, template) in &spec.claims {
             let value = spec::render(&format!("credential.claims.{name}"), template, permit)?;

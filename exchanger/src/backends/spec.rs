@@ -1,7 +1,10 @@
 //! Reading a grant's `credential:` for a backend, and getting it back from a permit.
 
 use super::{MintError, Spec};
+use crate::clock::Timestamp;
 use jobpass_policy::{CredentialSource, Diagnostic, FieldRules, GrantContext, Permit, Template};
+use jobpass_protocol::Secret;
+use serde::de::{Deserialize as _, Deserializer, Error as _};
 use std::{any::Any, fmt, sync::Arc};
 
 /// Collects everything that is wrong with a spec, so that an admin sees it all at once.
@@ -81,4 +84,22 @@ pub(super) fn render(field: &str, template: &Template, permit: &Permit) -> Resul
 /// The claims or the job's input do not fit a field.
 pub(super) fn unfit(field: &str, why: &dyn fmt::Display) -> MintError {
     MintError::Unfit { field: field.to_owned(), message: why.to_string() }
+}
+
+/// Reads a text of an upstream's answer as the secret that it is; an empty one is none.
+///
+/// # Errors
+/// When there is no such text.
+pub(super) fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+    let text = Secret::new(String::deserialize(deserializer)?);
+    if text.is_empty() { Err(D::Error::custom("it is empty")) } else { Ok(text) }
+}
+
+/// Reads a time of an upstream's answer: RFC 3339.
+///
+/// # Errors
+/// When there is no such text.
+pub(super) fn instant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+    let at: jiff::Timestamp = String::deserialize(deserializer)?.parse().map_err(D::Error::custom)?;
+    Ok(Timestamp::from_millis(at.as_millisecond()))
 }

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     clock::{Clock, ManualClock, Timestamp},
     config::Env,
-    signing::{Keys, Settings},
+    signing::{KeyType, Keys, Settings},
 };
 use jobpass_policy::{
     Claims, Decision, Diagnostic, Freezes, Issuer, Permit, Request, Source, compile, decide, fixtures,
@@ -29,10 +29,20 @@ pub(super) struct Bench {
 impl Bench {
     /// Builds the backends of a YAML mapping; the first one is the one that grants use.
     pub(super) fn new(config: &str) -> Self {
+        Self::signing(config, Settings::default())
+    }
+
+    /// The same with an RS256 key besides.
+    pub(super) fn with_rsa(config: &str) -> Self {
+        let types = vec![KeyType::Es256, KeyType::Rs256Bits2048];
+        Self::signing(config, Settings { types, ..Settings::default() })
+    }
+
+    fn signing(config: &str, settings: Settings) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(NOW));
         let context = BuildContext {
-            keys: Keys::open(directory.path(), Arc::clone(&clock), Settings::default()).expect("keys"),
+            keys: Keys::open(directory.path(), Arc::clone(&clock), settings).expect("keys"),
             clock,
             public_url: "https://jobpass.acme.example".to_owned(),
             env: Env::of([("SECRET", "hunter2".to_owned())]),

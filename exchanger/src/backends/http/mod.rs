@@ -10,18 +10,21 @@ mod pattern;
 mod tests;
 
 use super::{
-    Describe, MintError, Minted, Order, Plan, RemoteBackend, RemoteError, Revoked, Spec, registry::BuildContext, spec,
+    Describe, MintError, Minted, Order, Plan, RemoteBackend, RemoteError, Revoked, Spec,
+    registry::BuildContext,
+    spec,
     spec::SpecReader,
+    upstream::{self, Upstream},
 };
 use crate::{
     clock::{Clock, Timestamp},
     config::{Env, SecretRef, Span},
     leases::{Lease, Revocability, State},
-    outbound::{Fetched, Outbound, OutboundError, OutboundOptions},
+    outbound::{Fetched, OutboundError, OutboundOptions},
     store::PendingLease,
 };
 use futures_util::future::BoxFuture;
-use http::{HeaderName, HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, header};
 use ipnet::IpNet;
 use jobpass_policy::{CredentialSource, Diagnostic, FieldRules, GrantContext, Permit, Template};
 use jobpass_protocol::{Credential, Secret};
@@ -29,12 +32,7 @@ use pattern::{Body, Pattern, Values};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use url::Url;
 use zeroize::Zeroizing;
 
@@ -157,16 +155,13 @@ pub struct SpecFile {
 
 const DEADLINE: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_secs(30);
-/// How long an API is left alone that says 429 and not for how long.
-const THROTTLED: Duration = Duration::from_secs(1);
 
 /// A backend that asks an HTTP API.
 pub struct Http {
     base_url: Url,
     identity: String,
     headers: Vec<(HeaderName, HeaderFile)>,
-    options: OutboundOptions,
-    client: OnceLock<Outbound>,
+    upstream: Upstream,
     env: Env,
     clock: Arc<dyn Clock>,
     parameters: BTreeMap<String, ParameterFile>,
@@ -257,14 +252,17 @@ impl Http {
             identity: base_url.to_string(),
             base_url,
             headers,
-            options: OutboundOptions {
-                allow_networks: file.allow_networks,
-                ca_file: file.ca_file.map(|path| context.path(&path)),
-                insecure_http: file.insecure_http,
-                deadline,
-                ..OutboundOptions::default()
-            },
-            client: OnceLock::new(),
+            upstream: Upstream::new(
+                "the API",
+                OutboundOptions {
+                    allow_networks: file.allow_networks,
+                    ca_file: file.ca_file.map(|path| context.path(&path)),
+                    insecure_http: file.insecure_http,
+                    deadline,
+                    ..OutboundOptions::default()
+                },
+                context,
+            ),
             env: context.env.clone(),
             clock: Arc::clone(&context.clock),
             parameters: file.parameters,
@@ -277,16 +275,6 @@ impl Http {
             deadline,
             settle: file.settle.map_or(SETTLE, |span| span.0),
         })
-    }
-
-    fn client(&self) -> Result<&Outbound, OutboundError> {
-        match self.client.get() {
-            Some(client) => Ok(client),
-            None => {
-                let client = Outbound::new(self.options.clone())?;
-                Ok(self.client.get_or_init(|| client))
-            }
-        }
     }
 
     /// Headers as they are sent; the error names one whose secret cannot be had.
@@ -308,7 +296,6 @@ impl Http {
     }
 
     async fn send(&self, method: &Method, url: &Url, body: Option<&Value>) -> Result<Fetched, Failure> {
-        let client = self.client().map_err(Failure::Outbound)?;
         let mut request =
             Request::builder().method(method).uri(url.as_str()).header(header::ACCEPT, "application/json");
         if body.is_some() {
@@ -319,7 +306,7 @@ impl Http {
         }
         let body = body.map_or_else(Vec::new, |body| body.to_string().into_bytes());
         let request = request.body(body).map_err(|error| Failure::Setup(error.to_string()))?;
-        client.send(request).await.map_err(Failure::Outbound)
+        self.upstream.send(request).await.map_err(Failure::Outbound)
     }
 
     /// The call for one lease, with values as path segments.
@@ -410,12 +397,6 @@ fn instant(value: &Value) -> Option<Timestamp> {
     }
 }
 
-/// A refusal after which certainly nothing was made: the API said what is wrong with the request.
-/// A conflict, a timeout or a status of the server's own class leaves that open.
-fn certainly_refused(status: StatusCode) -> bool {
-    status.is_client_error() && !matches!(status.as_u16(), 408 | 409 | 425 | 429 | 499)
-}
-
 impl Describe for Http {
     fn kind(&self) -> &'static str {
         "http"
@@ -457,7 +438,7 @@ impl Describe for Http {
     }
 
     fn preflight(&self) -> Result<(), String> {
-        self.client().map_err(|error| error.to_string())?;
+        self.upstream.client().map_err(|error| error.to_string())?;
         self.headers().map(|_| ())
     }
 }
@@ -510,23 +491,11 @@ impl RemoteBackend for Http {
             }
             let answer = match self.send(&self.create.method, url, body.as_ref()).await {
                 Ok(answer) => answer,
-                Err(failure @ Failure::Setup(_)) => return Err(MintError::Unavailable(failure.to_string())),
-                Err(Failure::Outbound(error)) if error.never_sent() => {
-                    return Err(MintError::Unavailable(error.to_string()));
-                }
-                Err(failure) => return Err(MintError::OutcomeUnknown(failure.to_string())),
+                Err(Failure::Setup(why)) => return Err(MintError::Unavailable(why)),
+                Err(Failure::Outbound(error)) => return Err(upstream::unanswered(&error)),
             };
-            match answer.status {
-                status if status.is_success() => self.read_answer(&answer, order),
-                StatusCode::TOO_MANY_REQUESTS => Err(MintError::Throttled {
-                    message: "the API says that it is asked too often (429)".to_owned(),
-                    retry_after: answer.retry_after(self.clock.now()).unwrap_or(THROTTLED),
-                }),
-                status if certainly_refused(status) => {
-                    Err(MintError::Refused(format!("the API refused to make a key: {}", status.as_u16())))
-                }
-                status => Err(MintError::OutcomeUnknown(format!("the API answered {}", status.as_u16()))),
-            }
+            self.upstream.made(&answer)?;
+            self.read_answer(&answer, order)
         })
     }
 

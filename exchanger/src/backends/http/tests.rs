@@ -147,7 +147,7 @@ fn answers() {
     let file: BTreeMap<String, BTreeMap<String, File>> = serde_saphyr::from_str(CONFIG).expect("a config");
     let http = Http::build(file["saas"]["http"].clone(), &bench.context).expect("built");
     let fetched =
-        |body: &str| Fetched { status: StatusCode::CREATED, headers: http::HeaderMap::new(), body: body.into() };
+        |body: &str| Fetched { status: http::StatusCode::CREATED, headers: http::HeaderMap::new(), body: body.into() };
     for (body, expires_after) in [
         (r#"{"data":{"key":"k","expires":1795300100}}"#, Some(90)),
         (r#"{"data":{"key":"k","expires":"2026-11-22T00:00:00Z"}}"#, Some(1_795_305_600 - NOW.secs())),
