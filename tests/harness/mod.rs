@@ -9,6 +9,7 @@ pub mod form;
 pub mod gitlab;
 pub mod google;
 pub mod http;
+pub mod kubernetes;
 pub mod moto;
 pub mod openbao;
 pub mod ports;

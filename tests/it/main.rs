@@ -7,6 +7,7 @@ mod examples;
 mod exchange;
 mod gcp;
 mod invariants;
+mod kubernetes;
 mod limits;
 mod renewal;
 mod structure;

@@ -24,6 +24,8 @@ const PUBLIC_FIELDS: &[&str] = &[
     "service_account",
     "tenant",
     "client_id",
+    "namespace",
+    "ca",
 ];
 
 /// One named field of a credential.
@@ -113,6 +115,25 @@ impl Credential {
                 ("client_id", client_id.into()),
                 ("expiration", expiration.into()),
             ],
+        )
+    }
+
+    /// A service account's token for the Kubernetes API server at `url`, alone and as a kubeconfig; `ca` is PEM,
+    /// `expiration` RFC 3339.
+    #[must_use]
+    pub fn kubernetes(
+        url: &str,
+        ca: Option<&str>,
+        namespace: &str,
+        token: Secret,
+        kubeconfig: Secret,
+        expiration: &str,
+    ) -> Self {
+        let fields = [("url", url.into()), ("namespace", namespace.into()), ("token", token)];
+        let ca = ca.map(|ca| ("ca", ca.into()));
+        Self::of(
+            "kubernetes",
+            fields.into_iter().chain(ca).chain([("kubeconfig", kubeconfig), ("expiration", expiration.into())]),
         )
     }
 

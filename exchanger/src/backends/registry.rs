@@ -1,6 +1,6 @@
 //! Every type of backend, on one page. To add one: a file beside this one, and a line in each list here.
 
-use super::{Backend, Backends, aws_sts, azure, gcp, http, limits, postgres, signed_jwt};
+use super::{Backend, Backends, aws_sts, azure, gcp, http, kubernetes, limits, postgres, signed_jwt};
 use crate::{
     clock::Clock,
     config::{Env, SecretRef},
@@ -43,6 +43,8 @@ pub enum BackendFile {
     SignedJwt(signed_jwt::File),
     /// Keys of any HTTP API.
     Http(Box<http::File>),
+    /// Tokens of a cluster's service accounts.
+    Kubernetes(Box<kubernetes::File>),
     /// Login roles of PostgreSQL.
     Postgres(Box<postgres::File>),
 }
@@ -54,7 +56,7 @@ impl BackendFile {
             Self::AwsSts(file) => file.presents().map(str::to_owned).into_iter().collect(),
             Self::Azure(file) => vec![file.presents().to_owned()],
             Self::Gcp(file) => file.presents(),
-            Self::SignedJwt(_) | Self::Http(_) | Self::Postgres(_) => Vec::new(),
+            Self::SignedJwt(_) | Self::Http(_) | Self::Kubernetes(_) | Self::Postgres(_) => Vec::new(),
         }
     }
 }
@@ -185,6 +187,7 @@ fn build(file: BackendFile, context: &BuildContext, presented: &[String]) -> Res
             Backend::Local(Arc::new(signed_jwt::SignedJwt::build(file, context, presented)?))
         }
         BackendFile::Http(file) => Backend::Remote(Arc::new(http::Http::build(*file, context)?)),
+        BackendFile::Kubernetes(file) => Backend::Remote(Arc::new(kubernetes::Kubernetes::build(*file, context)?)),
         BackendFile::Postgres(file) => Backend::Remote(Arc::new(postgres::Postgres::build(*file, context)?)),
     })
 }
