@@ -147,7 +147,7 @@ impl Which {
     }
 }
 
-fn claim(text: &str) -> Result<(String, String), String> {
+pub(crate) fn claim(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("write it as NAME=VALUE, for example repository_id=772002".to_owned()),

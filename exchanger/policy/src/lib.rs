@@ -10,6 +10,7 @@ pub mod condition;
 pub mod decide;
 pub mod diff;
 pub mod document;
+pub mod draft;
 pub mod explain;
 pub mod fixtures;
 pub mod grant;

@@ -2,14 +2,14 @@
 
 use super::{
     Answer,
-    load::{Loaded, PolicyFiles, World, text},
+    load::{Loaded, PolicyFiles, World, claims_of, text, token_payload},
     print::{self, print},
 };
 use crate::clock::{Clock as _, SystemClock};
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use jobpass_policy::{
-    Claims, Freezes, Issuer, Record, Request,
+    Freezes, Issuer, Record, Request,
     diff::diff,
     explain::{Explanation, explain, stored_trace},
     fixtures::fixture,
@@ -17,7 +17,7 @@ use jobpass_policy::{
     replay::replay,
     usage::usage,
 };
-use jobpass_protocol::{CompactJwt, IssuerName};
+use jobpass_protocol::IssuerName;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::{
@@ -158,16 +158,7 @@ fn decided(flags: &ExplainFlags, grant: &str) -> anyhow::Result<Explanation> {
     }
     let issuer = issuer_of(&loaded, flags, grant, &payload)?;
     let at = SystemClock.now().secs();
-    for (claim, value) in [
-        ("iss", issuer.url.clone().into()),
-        ("aud", "".into()),
-        ("iat", at.into()),
-        ("exp", at.into()),
-        ("jti", "".into()),
-    ] {
-        payload.entry(claim).or_insert(value);
-    }
-    let claims = Arc::new(Claims::parse(&issuer.profile, Value::Object(payload).to_string().as_bytes())?);
+    let claims = Arc::new(claims_of(issuer, payload, at)?);
     let request = Request {
         grant,
         issuer: &issuer.name,
@@ -183,10 +174,7 @@ fn decided(flags: &ExplainFlags, grant: &str) -> anyhow::Result<Explanation> {
 fn payload(flags: &ExplainFlags) -> anyhow::Result<Map<String, Value>> {
     let json = match (&flags.claims, &flags.token, &flags.fixture) {
         (Some(path), ..) => text(path)?,
-        (_, Some(path), _) => {
-            let token = text(path)?;
-            String::from_utf8(CompactJwt::parse(token.trim())?.payload().to_vec())?
-        }
+        (_, Some(path), _) => token_payload(path)?,
         (_, _, Some(name)) => fixture(name)
             .with_context(|| format!("there is no fixture {name}; `policy fixtures` lists them"))?
             .to_owned(),

@@ -6,8 +6,9 @@ use crate::{
 };
 use anyhow::{Context as _, bail};
 use clap::Args;
-use jobpass_policy::{AnyCredential, Compiled, Issuer, PolicySet, Profile, Source, compile};
-use jobpass_protocol::IssuerName;
+use jobpass_policy::{AnyCredential, Claims, ClaimsError, Compiled, Issuer, PolicySet, Profile, Source, compile};
+use jobpass_protocol::{CompactJwt, IssuerName};
+use serde_json::{Map, Value};
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -106,6 +107,17 @@ impl World {
         Ok(Offline { compiled, issuers, sources, assumes: false })
     }
 
+    /// The issuers that rules can name.
+    ///
+    /// # Errors
+    /// When there is a config, and it cannot be read.
+    pub(super) fn known_issuers(&self) -> anyhow::Result<Vec<Issuer>> {
+        match &self.config {
+            None => Ok(self.issuers()),
+            Some(config) => Ok(app::policy_world(&Config::load(config, &Env::system())?)?.0),
+        }
+    }
+
     /// The issuers named by flags, and for every profile the one of its name.
     fn issuers(&self) -> Vec<Issuer> {
         let mut issuers = self.assumed.clone();
@@ -190,4 +202,30 @@ pub(super) fn text(path: &Path) -> anyhow::Result<String> {
         false => fs::read_to_string(path),
     };
     read.with_context(|| path.display().to_string())
+}
+
+/// The payload of a token in a file. It is not verified.
+///
+/// # Errors
+/// When it cannot be read or is no token.
+pub(super) fn token_payload(path: &Path) -> anyhow::Result<String> {
+    let token = text(path)?;
+    Ok(String::from_utf8(CompactJwt::parse(token.trim())?.payload().to_vec())?)
+}
+
+/// Claims as a token of that issuer would have them: what every token has need not be there.
+///
+/// # Errors
+/// When no such token could be.
+pub(super) fn claims_of(issuer: &Issuer, mut payload: Map<String, Value>, at: i64) -> Result<Claims, ClaimsError> {
+    for (claim, value) in [
+        ("iss", issuer.url.clone().into()),
+        ("aud", "".into()),
+        ("iat", at.into()),
+        ("exp", at.into()),
+        ("jti", "".into()),
+    ] {
+        payload.entry(claim).or_insert(value);
+    }
+    Claims::parse(&issuer.profile, Value::Object(payload).to_string().as_bytes())
 }

@@ -6,12 +6,14 @@
 
 mod analysis;
 mod author;
+mod init;
 mod load;
 mod print;
 
 use self::{
     analysis::{DiffFlags, ExplainFlags, ReplayFlags, UsageFlags, WhatCanFlags, WhoCanFlags},
     author::{LintFlags, TestFlags},
+    init::InitFlags,
     print::print,
 };
 use clap::{Args, Subcommand};
@@ -25,6 +27,8 @@ use std::{io::Write as _, process::ExitCode};
 /// What to do with policies.
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
+    /// Write a first grant from what a job's token says, by asking or from flags.
+    Init(InitFlags),
     /// Find what compiles and is unwise all the same.
     Lint(LintFlags),
     /// Run the tests of policies.
@@ -85,6 +89,7 @@ pub fn run(command: PolicyCommand) -> ExitCode {
 
 fn answer(command: PolicyCommand) -> Answer {
     match command {
+        PolicyCommand::Init(flags) => init::init(&flags),
         PolicyCommand::Lint(flags) => author::lint(&flags),
         PolicyCommand::Test(flags) => author::test(&flags),
         PolicyCommand::Schema { name } => author::schema(&name),

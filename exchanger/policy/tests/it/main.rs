@@ -13,6 +13,8 @@ mod deciding;
 #[cfg(test)]
 mod documentation;
 #[cfg(test)]
+mod drafting;
+#[cfg(test)]
 mod linting;
 #[cfg(test)]
 mod properties;
