@@ -5,6 +5,7 @@ use crate::http::admin::{
 };
 use crate::signing::{Published, Rotation};
 use anyhow::{Context as _, anyhow};
+use jobpass_protocol::DecisionId;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     fmt::Write as _,
@@ -55,6 +56,14 @@ impl Admin {
     /// When the server does not answer or refuses.
     pub async fn revoke(&self, selection: &Selection) -> anyhow::Result<Vec<LeaseView>> {
         self.ask("/leases/revoke", selection).await
+    }
+
+    /// The audit entries of a decision.
+    ///
+    /// # Errors
+    /// When the server does not answer, or does not know the decision.
+    pub async fn decision(&self, id: DecisionId) -> anyhow::Result<Vec<serde_json::Value>> {
+        self.ask("/decisions", &id).await
     }
 
     /// Freezes or thaws; returns what is frozen then.

@@ -102,6 +102,7 @@ pub async fn exchange(app: &Arc<App>, request: ExchangeRequest) -> Result<TokenR
         app.verifier.verify(request.subject_token.expose()).await.inspect_err(|e| app.metrics.token_refused(e))?;
     let (issuer, key, key_id) = (token.issuer().clone(), token.key(), token.key_id().to_owned());
     let claims = Arc::new(token.into_claims());
+    app.metrics.verified(&issuer.name, &claims);
     app.admit(&issuer.name, &claims).map_err(|retry_after| Refusal::TooMany { retry_after })?;
 
     let asked = Request {

@@ -5,7 +5,8 @@ use crate::{
     backends::{Backends, limits::Limits},
     token::TokenError,
 };
-use jobpass_protocol::GrantName;
+use jobpass_policy::Claims;
+use jobpass_protocol::{GrantName, IssuerName};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _, text::encode},
@@ -18,7 +19,11 @@ use prometheus_client::{
     },
     registry::Registry,
 };
-use std::{fmt, sync::atomic::Ordering};
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{Mutex, PoisonError, atomic::Ordering},
+};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ByReason {
@@ -30,6 +35,14 @@ struct ByGrant {
     grant: String,
     issued: &'static str,
 }
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByIssuer {
+    issuer: String,
+}
+
+/// So many unknown claims are told apart: a token can hold any.
+const MOST_UNKNOWN: usize = 1000;
 
 /// Reads each backend's limits when metrics are asked for.
 struct ByBackend(Backends);
@@ -82,6 +95,8 @@ pub struct Metrics {
     token_refused: Family<ByReason, Counter>,
     exchanged: Family<ByGrant, Counter>,
     denied: Counter,
+    unknown_claims: Family<ByIssuer, Counter>,
+    reported: Mutex<HashSet<(IssuerName, String)>>,
     seconds: Histogram,
     policy_good: Gauge,
     grants: Gauge,
@@ -96,6 +111,7 @@ impl Metrics {
         let token_refused = Family::default();
         let exchanged = Family::default();
         let denied = Counter::default();
+        let unknown_claims = Family::default();
         let seconds = Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]);
         let policy_good = Gauge::default();
         let grants = Gauge::default();
@@ -110,6 +126,11 @@ impl Metrics {
             Family::clone(&exchanged),
         );
         registry.register("denials", "Exchanges that policy, or a spent token, denied", Counter::clone(&denied));
+        registry.register(
+            "unknown_claims",
+            "Claims in verified tokens that the issuer's profile does not know, each counted once",
+            Family::clone(&unknown_claims),
+        );
         registry.register("request_seconds", "How long POST /token took", Histogram::clone(&seconds));
         registry.register(
             "policies_current",
@@ -117,7 +138,8 @@ impl Metrics {
             Gauge::clone(&policy_good),
         );
         registry.register("grants", "Grants that are loaded", Gauge::clone(&grants));
-        Self { registry, token_refused, exchanged, denied, seconds, policy_good, grants }
+        let reported = Mutex::default();
+        Self { registry, token_refused, exchanged, denied, unknown_claims, reported, seconds, policy_good, grants }
     }
 
     /// A subject token was refused before policy saw it.
@@ -134,6 +156,23 @@ impl Metrics {
     /// An exchange was denied.
     pub fn denied(&self) {
         self.denied.inc();
+    }
+
+    /// A token was verified. Claims in it that its issuer's profile does not know count for nothing in
+    /// policies, and each is reported once.
+    pub fn verified(&self, issuer: &IssuerName, claims: &Claims) {
+        let mut unknown = claims.unknown().peekable();
+        if unknown.peek().is_none() {
+            return;
+        }
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        for claim in unknown {
+            if reported.len() < MOST_UNKNOWN && reported.insert((issuer.clone(), claim.to_owned())) {
+                let profile = claims.profile().name();
+                tracing::warn!(%issuer, ?claim, profile, "tokens have a claim that the profile does not know");
+                self.unknown_claims.get_or_create(&ByIssuer { issuer: issuer.to_string() }).inc();
+            }
+        }
     }
 
     /// A request took this long.

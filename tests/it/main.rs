@@ -9,5 +9,6 @@ mod gcp;
 mod invariants;
 mod kubernetes;
 mod limits;
+mod policies;
 mod renewal;
 mod structure;

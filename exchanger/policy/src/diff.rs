@@ -121,7 +121,12 @@ fn grant(old: &PolicySet, new: &PolicySet, name: &GrantName, samplers: &mut Samp
     let permitted = gained(old, new, name, samplers, &mut may_differ, "permitted");
     let denied = gained(new, old, name, samplers, &mut may_differ, "denied");
     let (status, terms) = match (was, is) {
-        (Some(was), Some(is)) => (Status::Changed, terms(was, is)),
+        (Some(was), Some(is)) => {
+            if was.review_by != is.review_by && (old.guards().deny_overdue || new.guards().deny_overdue) {
+                may_differ.push("the day from which it is denied as overdue for review".to_owned());
+            }
+            (Status::Changed, terms(was, is))
+        }
         (None, _) => (Status::Added, Vec::new()),
         (_, None) => (Status::Removed, Vec::new()),
     };

@@ -22,6 +22,7 @@ use std::{
 
 /// How many rules, the nearest ones, are asked for a change that would make them match.
 const MAX_RULES: usize = 8;
+const NO_GRANT: &str = "no grant has that name";
 
 /// Why a request was decided as it was.
 #[derive(Debug, Serialize)]
@@ -50,21 +51,43 @@ pub struct Change {
 }
 
 impl Explanation {
-    /// Explains a decision of which only the trace is left, as the audit log keeps it.
+    /// Explains a decision as the audit log keeps it: an entry, a line of the log with one in it, or a
+    /// denial's trace alone. `None`: it is none of them.
     #[must_use]
-    pub fn of_trace(trace: Trace) -> Self {
+    pub fn of_stored(json: &Json) -> Option<Self> {
+        let entry = json.get("entry").unwrap_or(json);
+        let text = |field| entry.get(field).and_then(Json::as_str);
+        let trace = Trace::deserialize(entry.get("trace").unwrap_or(entry)).ok();
+        let permitted = match text("event") {
+            None => return trace.map(Self::of_trace),
+            Some("denied") => false,
+            Some("permitted" | "issued" | "renewed" | "failed") => true,
+            Some(_) => return None,
+        };
+        let rule = text("rule").and_then(|rule| RuleName::parse(rule).ok());
+        let code = text("reason");
+        let trace = trace.map(nearest_first).unwrap_or_else(|| Trace {
+            grant: text("grant").unwrap_or("(no valid name)").to_owned(),
+            rules: Vec::new(),
+        });
+        let reason = match (permitted, code, &rule, trace.rules.first()) {
+            (true, Some(why), Some(rule), _) => format!("rule {rule} matched; no credential came of it: {why}"),
+            (true, None, Some(rule), _) => format!("rule {rule} matched"),
+            (false, Some("no_rule"), _, Some(nearest)) => nearest.summary(),
+            (false, Some("unknown_grant"), ..) => NO_GRANT.to_owned(),
+            (false, Some("guard"), ..) => "a guard denied it".to_owned(),
+            (false, Some("shadow"), ..) => "what matches is only tried out (mode: shadow)".to_owned(),
+            (_, code, ..) => code.unwrap_or("no reason is recorded").replace('_', " "),
+        };
+        Some(Self { permitted, rule, reason, trace, change: None })
+    }
+
+    fn of_trace(trace: Trace) -> Self {
         let trace = nearest_first(trace);
         let rule = trace.rules.first().filter(|rule| rule.matches()).map(|rule| rule.rule.clone());
-        let reason = trace.rules.first().map_or_else(|| "no grant has that name".to_owned(), RuleTrace::summary);
+        let reason = trace.rules.first().map_or_else(|| NO_GRANT.to_owned(), RuleTrace::summary);
         Self { permitted: rule.is_some(), rule, reason, trace, change: None }
     }
-}
-
-/// The trace in a JSON text: a trace, an audit entry with one, or a line of the log.
-#[must_use]
-pub fn stored_trace(json: &Json) -> Option<Trace> {
-    let inner = ["/entry/trace", "/trace"].into_iter().find_map(|pointer| json.pointer(pointer));
-    Trace::deserialize(inner.unwrap_or(json)).ok()
 }
 
 /// Decides, and says why.
@@ -96,7 +119,7 @@ pub fn explain(policies: &PolicySet, request: &Request<'_>) -> Explanation {
 /// A denial in a line.
 pub(crate) fn reason(denial: &Denial) -> String {
     match &denial.kind {
-        DenialKind::UnknownGrant => "no grant has that name".to_owned(),
+        DenialKind::UnknownGrant => NO_GRANT.to_owned(),
         DenialKind::Frozen { reason } => format!("frozen: {reason}"),
         DenialKind::Guard { name } => format!("a guard denies: {name}"),
         DenialKind::Shadow { rule } => format!("rule {rule} matches, but it is only tried out (mode: shadow)"),

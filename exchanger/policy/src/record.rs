@@ -6,6 +6,7 @@ use serde::{
     de::{Error as _, IgnoredAny},
 };
 use serde_json::{Map, Value as Json};
+use std::collections::HashSet;
 
 /// Why a line is not one of the audit log.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +38,17 @@ fn moment<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Er
 
 fn one() -> u64 {
     1
+}
+
+/// The records of permits, one for each decision. A credential that is made elsewhere has two: that it was
+/// permitted, and that it came to be.
+pub(crate) fn permits(records: &[Record]) -> impl Iterator<Item = &Record> {
+    let mut known = HashSet::new();
+    records.iter().filter(move |record| {
+        matches!(&*record.event, "permitted" | "issued" | "renewed")
+            && record.rule.is_some()
+            && record.decision_id.as_deref().is_none_or(|id| known.insert(id))
+    })
 }
 
 impl Record {

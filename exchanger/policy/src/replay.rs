@@ -11,7 +11,7 @@ use crate::{
     explain::reason,
     grant::{Grant, PolicySet},
     issuer::{Issuer, Profile},
-    record::Record,
+    record::{Record, permits},
 };
 use jobpass_protocol::IssuerName;
 use serde::Serialize;
@@ -63,13 +63,14 @@ enum Verdict {
 #[must_use]
 pub fn replay(policies: &PolicySet, issuers: &[Issuer], records: &[Record]) -> Replay {
     let mut replay = Replay::default();
-    for record in records {
-        let was = match (record.event.as_str(), &record.trace) {
-            ("permitted", _) => record.rule.clone(),
-            ("denied", Some(_)) if record.reason.as_deref() != Some("frozen") => None,
-            _ => continue,
-        };
-        let (Some(grant), Some(issuer)) = (&record.grant, &record.issuer) else { continue };
+    let is_denial = |record: &&Record| {
+        record.event == "denied" && record.trace.is_some() && record.reason.as_deref() != Some("frozen")
+    };
+    let mut decided: Vec<_> = permits(records).chain(records.iter().filter(is_denial)).collect();
+    decided.sort_by_key(|record| record.at);
+    for record in decided {
+        let was = record.rule.as_ref().filter(|_| record.event != "denied");
+        let (Some(grant), Some(issuer), Some(_)) = (&record.grant, &record.issuer, &record.claims) else { continue };
         replay.decisions += record.count;
         let verdict = verdict(policies, issuers, grant, issuer, record);
         let (is, because) = match &verdict {
@@ -82,7 +83,7 @@ pub fn replay(policies: &PolicySet, issuers: &[Issuer], records: &[Record]) -> R
             decision_id: record.decision_id.clone(),
             grant: grant.clone(),
             issuer: issuer.clone(),
-            was: was.as_ref().map_or_else(|| "denied".to_owned(), |rule| format!("permitted by {rule}")),
+            was: was.map_or_else(|| "denied".to_owned(), |rule| format!("permitted by {rule}")),
             is,
             because,
             count: record.count,

@@ -1,13 +1,14 @@
 //! `usage`: what of the policies is used, and how much less would do.
 
 use crate::{
+    decide::{RuleTrace, Trace},
     diff::text,
     grant::{PolicySet, Rule},
     issuer::Class,
-    record::Record,
+    record::{Record, permits},
 };
 use jobpass_protocol::{GrantName, RuleName};
-use serde::Serialize;
+use serde::{Deserialize as _, Serialize};
 use serde_json::{Map, Value as Json};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -82,18 +83,19 @@ struct Uses<'a> {
 #[must_use]
 pub fn usage(policies: &PolicySet, records: &[Record], now: i64, days: u32) -> Usage {
     let mut uses: HashMap<(&str, &str), Uses<'_>> = HashMap::new();
-    for record in records.iter().filter(|record| record.event == "permitted") {
-        let (Some(grant), Some(rule)) = (&record.grant, &record.rule) else { continue };
+    let shadowed: Vec<_> = records.iter().filter_map(|record| Some((record, shadowed(record)?))).collect();
+    let permits = permits(records).filter_map(|record| Some((record, record.rule.as_deref()?)));
+    for (record, rule) in permits.chain(shadowed.iter().map(|(record, rule)| (*record, rule.as_str()))) {
+        let Some(grant) = &record.grant else { continue };
         let uses = uses.entry((grant, rule)).or_default();
         uses.count += record.count;
         uses.last = uses.last.into_iter().chain([record]).max_by_key(|record| record.at);
-        let claims = record.claims.clone().unwrap_or_default();
-        match &mut uses.common {
-            Some(common) => common.retain(|claim, value| claims.get(claim) == Some(value)),
-            none => *none = Some(claims),
+        match (&mut uses.common, &record.claims) {
+            (Some(common), Some(claims)) => common.retain(|claim, value| claims.get(claim) == Some(value)),
+            (none, claims) => *none = none.take().or_else(|| claims.clone()),
         }
     }
-    let longest = longest(records);
+    let longest = longest(policies, records, now);
     let mut grants: Vec<_> = policies.grants().collect();
     grants.sort_by(|a, b| a.name.cmp(&b.name));
     let mut usage = Usage { days, unused: Vec::new(), common: Vec::new(), ttls: Vec::new() };
@@ -144,14 +146,24 @@ fn could_pin(rule: &Rule, claim: &str) -> bool {
     !rule.pins(claim) && known.is_some_and(|known| known.class != Class::Name || known.id.is_none())
 }
 
-/// By grant: the longest time between a permit and the end of its lease, and of how many.
-fn longest(records: &[Record]) -> HashMap<&str, (i64, u64)> {
+/// The rule of a permit that was not given, because it is only tried out.
+fn shadowed(record: &Record) -> Option<RuleName> {
+    let trace = record.trace.as_ref().filter(|_| record.reason.as_deref() == Some("shadow"))?;
+    Trace::deserialize(trace).ok()?.rules.into_iter().find(RuleTrace::matches).map(|rule| rule.rule)
+}
+
+/// By grant: the longest time between a permit and the end of its lease, and of how many. Of what ends by
+/// itself the log holds no end: it counts as used until then.
+fn longest<'a>(policies: &PolicySet, records: &'a [Record], now: i64) -> HashMap<&'a str, (i64, u64)> {
     let mut began: HashMap<&str, (&str, i64)> = HashMap::new();
     let mut longest: HashMap<&str, (i64, u64)> = HashMap::new();
     for record in records {
         let Some(lease) = record.lease_id.as_deref() else { continue };
         match (record.event.as_str(), record.grant.as_deref()) {
-            ("permitted", Some(grant)) => drop(began.insert(lease, (grant, record.at()))),
+            ("permitted" | "issued" | "renewed", Some(grant)) if record.rule.is_some() => {
+                began.entry(lease).or_insert((grant, record.at()));
+            }
+            ("failed", _) => drop(began.remove(lease)),
             ("revoking" | "ended", _) => {
                 if let Some((grant, at)) = began.remove(lease) {
                     let (most, leases) = longest.entry(grant).or_default();
@@ -160,6 +172,13 @@ fn longest(records: &[Record]) -> HashMap<&str, (i64, u64)> {
                 }
             }
             _ => {}
+        }
+    }
+    for (name, at) in began.into_values() {
+        if let Some(ttl) = policies.grant(name).map(|grant| i64::from(grant.ttl)).filter(|ttl| at + ttl <= now) {
+            let (most, leases) = longest.entry(name).or_default();
+            *most = (*most).max(ttl);
+            *leases += 1;
         }
     }
     longest

@@ -2,6 +2,7 @@
 
 pub mod chain;
 mod entry;
+pub mod find;
 pub mod head;
 pub mod sink;
 pub mod verify;

@@ -3,7 +3,7 @@
 
 use crate::{
     app::{App, reload_policies},
-    audit::{Entry, Event},
+    audit::{Entry, Event, find},
     clock::Timestamp,
     leases::{Ending, Lease},
     signing::{Published, Rotation},
@@ -18,8 +18,9 @@ use axum::{
     routing::post,
     serve::IncomingStream,
 };
-use jobpass_protocol::{GrantName, IssuerName, LeaseId};
+use jobpass_protocol::{DecisionId, GrantName, IssuerName, LeaseId};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use std::{
     fs, io,
     os::unix::fs::PermissionsExt as _,
@@ -200,6 +201,7 @@ fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/leases/list", post(list))
         .route("/leases/revoke", post(revoke))
+        .route("/decisions", post(decision))
         .route("/freeze", post(freeze))
         .route("/freezes", post(freezes))
         .route("/keys", post(keys))
@@ -285,6 +287,22 @@ async fn revoke(
         after.extend(app.store.lease(id).await?.as_ref().map(LeaseView::of));
     }
     Ok(Json(after))
+}
+
+async fn decision(
+    State(app): State<Arc<App>>,
+    Json(id): Json<DecisionId>,
+) -> Result<Json<Vec<Box<RawValue>>>, Refused> {
+    let entries = find::entries_of(&*app.store, id).await?;
+    if entries.is_empty() {
+        let why = "it is older than what the store keeps, or one of many like it within a minute, which are one \
+                   entry of the audit log, under the first's id and the last's";
+        return Err(Refused(StatusCode::NOT_FOUND, format!("there is no decision {id}: {why}")));
+    }
+    let raw = entries
+        .into_iter()
+        .map(|entry| RawValue::from_string(entry).map_err(|error| StoreError::Corrupt(error.to_string())));
+    Ok(Json(raw.collect::<Result<_, _>>()?))
 }
 
 async fn freeze(

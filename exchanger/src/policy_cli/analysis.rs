@@ -5,19 +5,22 @@ use super::{
     load::{Loaded, PolicyFiles, World, claims_of, text, token_payload},
     print::{self, print},
 };
-use crate::clock::{Clock as _, SystemClock};
+use crate::{
+    admin::Admin,
+    clock::{Clock as _, SystemClock},
+};
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use jobpass_policy::{
     Freezes, Issuer, Record, Request,
     diff::diff,
-    explain::{Explanation, explain, stored_trace},
+    explain::{Explanation, explain},
     fixtures::fixture,
     reach::{what_can, who_can},
     replay::replay,
     usage::usage,
 };
-use jobpass_protocol::IssuerName;
+use jobpass_protocol::{DecisionId, IssuerName};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::{
@@ -31,7 +34,7 @@ use std::{
 #[derive(Args, Debug)]
 pub struct ExplainFlags {
     /// The grant that is asked for.
-    #[arg(required_unless_present = "trace")]
+    #[arg(required_unless_present_any = ["trace", "decision_id"])]
     grant: Option<String>,
     #[command(flatten)]
     files: PolicyFiles,
@@ -47,6 +50,13 @@ pub struct ExplainFlags {
     /// A denial's trace from the audit log (the entry or its trace, as JSON), instead of policies.
     #[arg(long, value_name = "FILE", group = "from", conflicts_with = "grant")]
     trace: Option<PathBuf>,
+    /// A decision of a running server, by the id that the job was told: its socket is in the state directory
+    /// of `--config`, or in `--state-dir`.
+    #[arg(long, value_name = "ID", group = "from", conflicts_with = "grant")]
+    decision_id: Option<DecisionId>,
+    /// The server's state directory, instead of a config file.
+    #[arg(long, value_name = "DIR", requires = "decision_id")]
+    state_dir: Option<PathBuf>,
     /// A claim that is to be different; an empty value takes it away.
     #[arg(long, value_name = "CLAIM=VALUE")]
     set: Vec<String>,
@@ -132,18 +142,28 @@ pub struct UsageFlags {
 }
 
 pub(super) fn run_explain(flags: &ExplainFlags) -> Answer {
-    let explanation = match (&flags.trace, &flags.grant) {
-        (Some(path), _) => {
+    let explanation = match (&flags.trace, flags.decision_id, &flags.grant) {
+        (Some(path), ..) => {
             let json: Value = serde_json::from_str(&text(path)?).with_context(|| path.display().to_string())?;
-            Explanation::of_trace(
-                stored_trace(&json).with_context(|| format!("{}: there is no trace in it", path.display()))?,
-            )
+            Explanation::of_stored(&json).with_context(|| format!("{}: there is no decision in it", path.display()))?
         }
-        (None, Some(grant)) => decided(flags, grant)?,
-        (None, None) => bail!("name a grant"),
+        (_, Some(id), _) => recorded(flags, id)?,
+        (.., Some(grant)) => decided(flags, grant)?,
+        (None, None, None) => bail!("name a grant"),
     };
     say(&explanation, flags.json)?;
     Ok(explanation.permitted)
+}
+
+/// A decision from a server's audit log: what came of it last, if it came to more than one entry.
+fn recorded(flags: &ExplainFlags, id: DecisionId) -> anyhow::Result<Explanation> {
+    let admin = Admin::of(&match &flags.state_dir {
+        Some(directory) => directory.clone(),
+        None => flags.files.state_dir()?,
+    })?;
+    let entries = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(admin.decision(id))?;
+    let told = entries.iter().rev().find_map(Explanation::of_stored);
+    told.with_context(|| format!("the audit log's entries of {id} are of no decision"))
 }
 
 fn decided(flags: &ExplainFlags, grant: &str) -> anyhow::Result<Explanation> {

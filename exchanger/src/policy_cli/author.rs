@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use jobpass_policy::{
     Severity,
-    cases::{CaseResult, Suite},
+    cases::{CaseResult, Coverage, Report, Suite},
     lint, report,
     schema::schemas,
 };
@@ -68,17 +68,17 @@ pub struct TestFlags {
 }
 
 pub(super) fn lint(flags: &LintFlags) -> Answer {
-    let Offline { compiled, sources, assumes, .. } = flags.files.compile()?;
     let now = SystemClock.now().secs();
-    let mut found = lint::lint(&compiled, now);
-    found.extend(Suite::new(&compiled.set).add(&sources));
-    if assumes {
-        let rules = compiled.set.grants().flat_map(|grant| grant.rules());
-        let named: BTreeSet<_> = rules.map(|rule| (rule.issuer().clone(), rule.profile().title())).collect();
-        for (issuer, title) in named {
-            let mut stderr = std::io::stderr().lock();
-            writeln!(stderr, "note: the issuer {issuer} is taken to be {title}; --config makes it exact")?;
-        }
+    let (mut found, mut assumed) = (Vec::new(), BTreeSet::new());
+    for Offline { compiled, sources, assumes, .. } in flags.files.compile()? {
+        found.extend(lint::lint(&compiled, now));
+        found.extend(Suite::new(&compiled.set).add(&sources));
+        let rules = compiled.set.grants().flat_map(|grant| grant.rules()).filter(|_| assumes);
+        assumed.extend(rules.map(|rule| (rule.issuer().clone(), rule.profile().title().to_owned())));
+    }
+    for (issuer, title) in assumed {
+        let mut stderr = std::io::stderr().lock();
+        writeln!(stderr, "note: the issuer {issuer} is taken to be {title}; --config makes it exact")?;
     }
     match flags.format {
         Format::Json => print::json(&found)?,
@@ -101,21 +101,31 @@ pub(super) fn lint(flags: &LintFlags) -> Answer {
 }
 
 pub(super) fn test(flags: &TestFlags) -> Answer {
-    let Loaded { set, sources, .. } = flags.files.load()?;
-    let mut suite = Suite::new(&set);
-    let broken = suite.add(&sources);
-    for diagnostic in &broken {
-        writeln!(std::io::stderr().lock(), "{}", diagnostic.render(false))?;
+    let (mut report, mut coverage, mut survivors) = (Report::default(), Coverage::default(), Vec::new());
+    for Loaded { set, sources, .. } in flags.files.load_sets()? {
+        let mut suite = Suite::new(&set);
+        let broken = suite.add(&sources);
+        for diagnostic in &broken {
+            writeln!(std::io::stderr().lock(), "{}", diagnostic.render(false))?;
+        }
+        if !broken.is_empty() {
+            bail!("the files of cases have errors");
+        }
+        report.results.extend(suite.run().results);
+        if flags.coverage {
+            let Coverage { all, missed } = suite.coverage();
+            coverage.all += all;
+            coverage.missed.extend(missed);
+        }
+        if flags.mutants {
+            survivors.extend(suite.mutants());
+        }
     }
-    if !broken.is_empty() {
-        bail!("the files of cases have errors");
-    }
-    let report = suite.run();
+    let coverage = flags.coverage.then_some(coverage);
+    let survivors = flags.mutants.then_some(survivors);
     if let Some(path) = &flags.junit {
         fs::write(path, report.junit()).with_context(|| path.display().to_string())?;
     }
-    let coverage = flags.coverage.then(|| suite.coverage());
-    let survivors = flags.mutants.then(|| suite.mutants());
     if flags.json {
         let (results, passed) = (&report.results, report.passed());
         print::json(&serde_json::json!({

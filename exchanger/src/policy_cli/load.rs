@@ -66,12 +66,31 @@ impl PolicyFiles {
 }
 
 impl PolicyFiles {
-    /// Reads and compiles them, errors and all.
+    /// Reads and compiles them, set by set.
+    ///
+    /// # Errors
+    /// When a file cannot be read or does not compile.
+    pub(super) fn load_sets(&self) -> anyhow::Result<Vec<Loaded>> {
+        self.world.load_sets(&self.paths)
+    }
+
+    /// Reads and compiles them, set by set, errors and all.
     ///
     /// # Errors
     /// When a file cannot be read.
-    pub(super) fn compile(&self) -> anyhow::Result<Offline> {
+    pub(super) fn compile(&self) -> anyhow::Result<Vec<Offline>> {
         self.world.compile(&self.paths)
+    }
+}
+
+impl PolicyFiles {
+    /// Where the state of the server is whose config is named.
+    ///
+    /// # Errors
+    /// When none is named, or it cannot be read.
+    pub(super) fn state_dir(&self) -> anyhow::Result<PathBuf> {
+        let config = self.world.config.as_deref().context("say which server: --config FILE or --state-dir DIR")?;
+        Ok(Config::load(config, &Env::system())?.state_dir)
     }
 }
 
@@ -81,30 +100,46 @@ impl World {
     /// # Errors
     /// When a file cannot be read or does not compile: the diagnostics go to standard error.
     pub(super) fn load(&self, paths: &[PathBuf]) -> anyhow::Result<Loaded> {
-        let Offline { compiled, issuers, sources, .. } = self.compile(paths)?;
-        let mut stderr = std::io::stderr().lock();
-        for diagnostic in &compiled.diagnostics {
-            writeln!(stderr, "{}", diagnostic.render(false))?;
+        let mut sets = self.load_sets(paths)?;
+        match (sets.pop(), sets.is_empty()) {
+            (Some(loaded), true) => Ok(loaded),
+            _ => bail!("these are the policies of several servers: name the directory of one"),
         }
-        if compiled.has_errors() {
-            bail!("the policies have errors: the server would not load them");
-        }
-        Ok(Loaded { set: compiled.set, issuers, sources })
     }
 
-    fn compile(&self, paths: &[PathBuf]) -> anyhow::Result<Offline> {
+    fn load_sets(&self, paths: &[PathBuf]) -> anyhow::Result<Vec<Loaded>> {
+        let (mut loaded, mut broken) = (Vec::new(), false);
+        let mut stderr = std::io::stderr().lock();
+        for Offline { compiled, issuers, sources, .. } in self.compile(paths)? {
+            for diagnostic in &compiled.diagnostics {
+                writeln!(stderr, "{}", diagnostic.render(false))?;
+            }
+            broken |= compiled.has_errors();
+            loaded.push(Loaded { set: compiled.set, issuers, sources });
+        }
+        if broken {
+            bail!("the policies have errors: the server would not load them");
+        }
+        Ok(loaded)
+    }
+
+    /// Reads and compiles these files and directories, set by set.
+    fn compile(&self, paths: &[PathBuf]) -> anyhow::Result<Vec<Offline>> {
         let Some(config) = &self.config else {
             let here = [PathBuf::from(".")];
-            let sources = read(if paths.is_empty() { &here } else { paths })?;
-            let issuers = self.issuers();
-            let compiled = compile(&sources, &issuers, &AnyCredential);
-            return Ok(Offline { compiled, issuers, sources, assumes: true });
+            let sets = read_sets(if paths.is_empty() { &here } else { paths })?;
+            let compiled = sets.into_iter().map(|sources| {
+                let issuers = self.issuers();
+                let compiled = compile(&sources, &issuers, &AnyCredential);
+                Offline { compiled, issuers, sources, assumes: true }
+            });
+            return Ok(compiled.collect());
         };
         let config = Config::load(config, &Env::system())?;
         let (issuers, backends) = app::policy_world(&config)?;
         let sources = read(if paths.is_empty() { &config.policies } else { paths })?;
         let compiled = compile(&sources, &issuers, &backends);
-        Ok(Offline { compiled, issuers, sources, assumes: false })
+        Ok(vec![Offline { compiled, issuers, sources, assumes: false }])
     }
 
     /// The issuers that rules can name.
@@ -136,55 +171,84 @@ fn issuer(text: &str) -> Result<Issuer, String> {
     assumed.map(|issuer| Issuer { name, ..issuer }).ok_or_else(|| format!("there is no profile {profile}"))
 }
 
-/// Reads policy files; of directories, those in them and below them that are policies.
+/// Reads policy files; of directories, those in them and below them that are policies. They are one set, but
+/// for directories that hold a server's config: what is in one and below it is a set of its own.
 ///
 /// # Errors
 /// When one cannot be read, or there are none.
-pub(super) fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
-    let mut sources = Vec::new();
+fn read_sets(paths: &[PathBuf]) -> anyhow::Result<Vec<Vec<Source>>> {
+    let mut sets = vec![Vec::new()];
     for path in paths {
         if path.is_dir() {
-            find(path, &mut sources)?;
+            find(path, 0, &mut sets)?;
         } else {
-            sources.push(source(path)?);
+            sets[0].push(source(path)?);
         }
     }
-    if sources.is_empty() {
+    sets.retain(|set| !set.is_empty());
+    if sets.is_empty() {
         let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
         bail!("there is no grant file (*.yaml with `grant:`) in {}", paths.join(", "));
     }
-    Ok(sources)
+    Ok(sets)
 }
 
-fn find(directory: &Path, sources: &mut Vec<Source>) -> anyhow::Result<()> {
+/// As [`read_sets`], all as one set.
+fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
+    Ok(read_sets(paths)?.into_iter().flatten().collect())
+}
+
+fn find(directory: &Path, set: usize, sets: &mut Vec<Vec<Source>>) -> anyhow::Result<()> {
     let entries = fs::read_dir(directory).with_context(|| directory.display().to_string())?;
     let mut paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
     paths.sort();
+    let mut files = Vec::new();
+    for path in paths.iter().filter(|path| is_yaml(path)) {
+        files.push(source(path)?);
+    }
+    let set = if files.iter().any(|file| has_keys(&file.text, &["public_url", "issuers", "policies"], 3)) {
+        sets.push(Vec::new());
+        sets.len() - 1
+    } else {
+        set
+    };
+    for file in files {
+        if is_policy(&file) {
+            sets[set].push(file);
+        } else {
+            writeln!(std::io::stderr().lock(), "note: {} is passed over: it is no policy", file.path)?;
+        }
+    }
     for path in paths {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.starts_with('.') {
-            continue;
-        }
-        if path.is_dir() {
-            find(&path, sources)?;
-        } else if name.ends_with(".yaml") || name.ends_with(".yml") {
-            let source = source(&path)?;
-            if is_policy(&name, &source.text) {
-                sources.push(source);
-            } else {
-                writeln!(std::io::stderr().lock(), "note: {} is passed over: it has no `grant:`", source.path)?;
-            }
+        if path.is_dir() && !name.starts_with('.') {
+            find(&path, set, sets)?;
         }
     }
     Ok(())
 }
 
-/// Whether a file of a directory is a policy: a repository holds other YAML too.
-fn is_policy(name: &str, text: &str) -> bool {
+fn is_yaml(path: &Path) -> bool {
+    let hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
+    !hidden && path.is_file() && path.extension().is_some_and(|end| end == "yaml" || end == "yml")
+}
+
+/// Whether a file of a directory is a policy: a repository holds other YAML too. A file with a misspelt
+/// `grant:` or in a misnamed `guards.yaml` is one, so that its mistake is found and not passed over.
+fn is_policy(file: &Source) -> bool {
+    let name = file.path.rsplit('/').next().unwrap_or(&file.path);
     let stem = name.trim_end_matches(".yml").trim_end_matches(".yaml");
     matches!(stem, "guards" | "scope")
         || stem.ends_with(".cases")
-        || text.lines().any(|line| line.starts_with("grant:"))
+        || has_keys(&file.text, &["grant"], 1)
+        || has_keys(&file.text, &["owner", "review_by", "backend", "credential", "ttl", "rules", "tests"], 2)
+        || has_keys(&file.text, &["forbid", "ceilings", "require", "closed", "deny_overdue_review"], 1)
+}
+
+/// Whether a YAML mapping has so many of these keys.
+fn has_keys(text: &str, keys: &[&str], least: usize) -> bool {
+    let is_there = |key: &&&str| text.lines().any(|line| line.strip_prefix(**key).is_some_and(|l| l.starts_with(':')));
+    keys.iter().filter(is_there).count() >= least
 }
 
 fn source(path: &Path) -> anyhow::Result<Source> {

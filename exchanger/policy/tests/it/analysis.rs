@@ -4,7 +4,7 @@ use crate::common::{DEPLOY, claims, compile_texts, issuer};
 use jobpass_policy::{
     AnyCredential, Freezes, PolicySet, Record, Request, Source, compile,
     diff::diff,
-    explain::{Explanation, explain, stored_trace},
+    explain::{Explanation, explain},
     fixtures::FIXTURES,
     reach::{what_can, who_can},
     replay::replay,
@@ -137,7 +137,7 @@ fn explanations() {
 
     let stored = serde_json::to_value(&denied.trace).expect("JSON");
     for stored in [stored.clone(), json!({ "trace": stored }), json!({ "seq": 1, "entry": { "trace": stored } })] {
-        let again = Explanation::of_trace(stored_trace(&stored).expect("a trace"));
+        let again = Explanation::of_stored(&stored).expect("a trace");
         assert_eq!(again.trace, denied.trace);
         assert_eq!(again.reason, denied.reason);
     }
@@ -315,4 +315,30 @@ fn usages() {
         ],
     );
     check(&usage(&set, &records, now + 31 * 86400, 30).to_string(), &["grant deploy: unused for more than 30 days"]);
+    // Nobody gave this one back: it was there until its end, for all that the log says.
+    records.push(record("2026-11-20T10:00:00Z", "issued", json!({ "rule": "r", "lease_id": "l3", "claims": {} })));
+    let said = usage(&set, &records, now, 30).to_string();
+    assert!(!said.contains("TTL"), "{said}");
+}
+
+#[test]
+fn what_is_issued_at_once_is_a_use_and_one_decision_is_one_use() {
+    let set = set(&grant("  - { name: r, issuer: github, match: { repository_owner_id: '1001' } }\n"));
+    let claims = json!({ "repository_owner_id": "1001", "event_name": "push" });
+    let entry = |event, id: &str| {
+        let more = json!({ "rule": "r", "issuer": "github", "decision_id": id, "lease_id": id, "claims": claims });
+        record("2026-11-20T10:00:00Z", event, more)
+    };
+    let records = [entry("issued", "d1"), entry("permitted", "d2"), entry("issued", "d2"), entry("renewed", "d3")];
+    let said = usage(&set, &records, records[0].at() + 60, 30).to_string();
+    check(&said, &["all 3 uses had event_name: push"]);
+    assert_eq!(replay(&set, &[issuer("github")], &records).decisions, 3);
+}
+
+#[test]
+fn a_rule_that_is_tried_out_is_used_by_what_it_would_permit() {
+    let set = set(&grant("  - { name: r, issuer: github, mode: shadow, match: { repository_owner_id: '1001' } }\n"));
+    let more = json!({ "reason": "shadow", "trace": explained(&set, "github/push", json!({})).trace });
+    let records = [record("2026-11-20T10:00:00Z", "denied", more)];
+    check(&usage(&set, &records, records[0].at() + 60, 30).to_string(), &["everything is used as it is"]);
 }

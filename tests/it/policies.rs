@@ -1,0 +1,142 @@
+//! What an admin asks of policies on the command line, and of a running server about its decisions.
+
+use jobpass_tests::{
+    program::{built, root},
+    world::World,
+};
+use serde_json::Value;
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+fn policy(directory: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(built("jobpass-exchanger"));
+    command.arg("policy").args(arguments).current_dir(directory).output().expect("the program runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_is_explained_by_its_id() {
+    let world = World::start().await;
+    for _ in 0..30 {
+        world.issue("id").await;
+    }
+    let elsewhere = world.token_with(|token| token.claim("ref", "refs/heads/feature"));
+    let denied = world.exchange(&elsewhere, "ledger", &[]).await.text_at("/decision_id");
+    world.advance(std::time::Duration::from_secs(300));
+    let issued = world.issue("id").await;
+    let audit = world.app().store.audit(0, 1000).await.expect("the audit log");
+    let entries = audit.iter().map(|line| serde_json::from_str::<Value>(&line.entry).expect("JSON"));
+    let lease = issued.text_at("/lease_id");
+    let issued = entries.filter(|entry| entry["lease_id"] == lease.as_str()).map(|e| e["decision_id"].clone()).next();
+    let issued = issued.expect("an entry of the lease");
+
+    let state = world.state().display().to_string();
+    let config = world.config_path().display().to_string();
+    let unknown = "01900000-0000-7000-8000-000000000000";
+    let issued = issued.as_str().expect("a text");
+    for (id, way, code, expected) in [
+        (&*denied, ["--state-dir", &*state], 1, "FAIL ref"),
+        (&denied, ["--config", &config], 1, "denied: ledger"),
+        (issued, ["--state-dir", &state], 0, "permitted: id"),
+        (unknown, ["--state-dir", &state], 2, "there is no decision"),
+    ] {
+        let said = tokio::task::block_in_place(|| policy(root(), &["explain", "--decision-id", id, way[0], way[1]]));
+        let all = text(&said.stdout) + &text(&said.stderr);
+        assert_eq!(said.status.code(), Some(code), "{all}");
+        assert!(all.contains(expected), "{all}");
+    }
+    let said = tokio::task::block_in_place(|| {
+        policy(root(), &["explain", "--decision-id", &denied, "--state-dir", &state, "--json"])
+    });
+    let said: Value = serde_json::from_slice(&said.stdout).expect("JSON");
+    assert_eq!(said["trace"]["grant"], "ledger");
+    assert_eq!(said["permitted"], false);
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_nobody_knows_is_reported_once() {
+    let world = World::start().await;
+    for _ in 0..3 {
+        let token = world.token_with(|token| token.claim("moon_phase", "full"));
+        world.exchange(&token, "id", &[]).await.granted();
+    }
+    let metrics = world.app().metrics.render();
+    assert!(metrics.contains("jobpass_unknown_claims_total{issuer=\"ci\"} 1\n"), "{metrics}");
+    world.close().await;
+}
+
+#[test]
+fn a_first_grant_is_written_once() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let claims = root().join("exchanger/policy/fixtures/github/environment.json");
+    let claims = claims.display().to_string();
+    let from = ["--owner", "team@acme.example", "--backend", "aws", "--from-claims", &*claims];
+    let init = |more: &[&str]| policy(directory.path(), &[&["init"], more].concat());
+    let made =
+        init(&[&["deploy-prod", "--claim", "event_name=push", "--output", "deploy-prod.yaml"], &from[..]].concat());
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let file = directory.path().join("deploy-prod.yaml");
+    let written = fs::read_to_string(&file).expect("the grant");
+    assert!(written.contains("repository_id: \"772002\""), "{written}");
+    assert!(written.contains("event_name: push"), "{written}");
+    for command in ["lint", "test"] {
+        let said = policy(directory.path(), &[command, "deploy-prod.yaml"]);
+        assert!(said.status.success(), "{}{}", text(&said.stdout), text(&said.stderr));
+    }
+    for (arguments, code, expected) in [
+        (&["other", "--output", "deploy-prod.yaml"][..], 2, "is left alone"),
+        (&["other", "--claim", "event_name=pull_request"], 1, "nothing is written"),
+        (&["other", "--claim", "even_name=push"], 2, "does not ask for `even_name`"),
+        (&["other", "--issuer", "githab"], 2, "there is no issuer githab"),
+    ] {
+        let said = init(&[arguments, &from[..]].concat());
+        assert_eq!(said.status.code(), Some(code), "{arguments:?}: {}", text(&said.stderr));
+        assert!(text(&said.stderr).contains(expected), "{arguments:?}: {}", text(&said.stderr));
+        assert!(said.stdout.is_empty(), "{arguments:?}");
+    }
+    let asked = init(&["x", "--issuer", "github"]);
+    assert_eq!(asked.status.code(), Some(2));
+    assert!(
+        text(&asked.stderr).contains("--owner, --backend, --claim repository_owner_id=…"),
+        "{}",
+        text(&asked.stderr)
+    );
+    assert_eq!(fs::read_to_string(&file).expect("the grant"), written);
+}
+
+#[test]
+fn each_server_s_policies_are_a_set() {
+    let said = policy(root(), &["lint", "examples"]);
+    assert!(said.status.success(), "{}{}", text(&said.stdout), text(&said.stderr));
+    let said = policy(root(), &["test", "examples"]);
+    assert!(said.status.success(), "{}{}", text(&said.stdout), text(&said.stderr));
+}
+
+#[test]
+fn a_misspelt_file_is_not_passed_over() {
+    let good = fs::read_to_string(root().join("exchanger/policy/tests/it/lint/github.yaml")).expect("a grant");
+    for (name, file, expected) in [
+        ("misspelt.yaml", good.replace("grant:", "grnat:"), "`grnat`"),
+        (
+            "guard.yaml",
+            "forbid:\n  - { name: n, issuer: github, match: { event_name: push } }\n".to_owned(),
+            "`forbid`",
+        ),
+    ] {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join("good.yaml"), &good).expect("write");
+        fs::write(directory.path().join(name), file).expect("write");
+        fs::write(directory.path().join("docker-compose.yaml"), "services: {}\n").expect("write");
+        let said = policy(directory.path(), &["lint"]);
+        assert_eq!(said.status.code(), Some(1), "{name}: {}", text(&said.stdout));
+        assert!(text(&said.stdout).contains(expected), "{name}: {}", text(&said.stdout));
+        assert!(text(&said.stderr).contains("docker-compose.yaml is passed over"), "{}", text(&said.stderr));
+    }
+}
