@@ -9,7 +9,7 @@ use std::{
     sync::OnceLock,
     time::{Duration, Instant},
 };
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 /// How long a program may take to become ready, or to end when it was told to.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -112,6 +112,41 @@ impl Drop for Program {
 #[must_use]
 pub fn installed(name: &str) -> Command {
     Command::new(bin().join(name))
+}
+
+/// A program of the system's packages, wherever they put it.
+#[track_caller]
+#[must_use]
+pub fn system(name: &str) -> Command {
+    let found =
+        ["/usr/sbin", "/usr/bin", "/bin"].iter().map(|folder| Path::new(folder).join(name)).find(|p| p.exists());
+    Command::new(found.unwrap_or_else(|| panic!("{name} is missing: run tests/run --install-only")))
+}
+
+/// The same, run as a user of its own where the tests run as root: many servers refuse to be root.
+#[track_caller]
+#[must_use]
+pub fn system_as(user: &str, name: &str) -> Command {
+    let program = system(name);
+    if !rustix::process::geteuid().is_root() {
+        return program;
+    }
+    let mut command = Command::new("setpriv");
+    command.args([&format!("--reuid={user}"), &format!("--regid={user}"), "--clear-groups"]);
+    command.arg(program.get_program()).current_dir("/");
+    command
+}
+
+/// A directory for a server's data, owned by the user that [`system_as`] runs it as.
+#[track_caller]
+#[must_use]
+pub fn data_directory(user: &str) -> TempDir {
+    let directory = tempfile::Builder::new().prefix(user).tempdir().expect("the temporary directory is there");
+    if rustix::process::geteuid().is_root() {
+        let chown = Command::new("chown").arg(user).arg(directory.path()).status();
+        assert!(chown.is_ok_and(|done| done.success()), "there is no user {user}: run tests/run --install-only");
+    }
+    directory
 }
 
 /// The folder of the programs that `tests/run` installed.
