@@ -472,6 +472,9 @@ async fn agenda(w: &mut World) {
     }
     let agenda = w.store.agenda().await.expect("reads");
     assert_eq!(agenda.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["aws", "ledger", "own"]);
+    for (name, expected) in [("aws", &ids[2..3]), ("ledger", &[])] {
+        assert_eq!(w.store.outliving(backend(name)).await.expect("reads"), expected, "{name}");
+    }
     let due = |name, limit| w.store.due(backend(name), w.now(), limit);
     assert!(due("aws", 9).await.expect("reads").is_empty(), "nothing is due yet");
     w.clock.advance(TTL);

@@ -244,6 +244,9 @@ pub trait Store: Send + Sync {
     /// certainly over, with one audit entry. Returns how many; zero when none is left.
     fn expire(&self, backend: BackendName, now: Timestamp) -> Answer<'_, usize>;
 
+    /// The leases of one backend whose credentials outlive them.
+    fn outliving(&self, backend: BackendName) -> Answer<'_, Vec<LeaseId>>;
+
     /// One lease.
     fn lease(&self, id: LeaseId) -> Answer<'_, Option<Lease>>;
 

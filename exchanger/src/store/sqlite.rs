@@ -218,6 +218,15 @@ impl Store for SqliteStore {
         Box::pin(self.writer.write(move |tx| verbs::expire(tx, &backend, now, STEP)))
     }
 
+    fn outliving(&self, backend: BackendName) -> Answer<'_, Vec<LeaseId>> {
+        Box::pin(self.read(move |conn| {
+            let sql = "SELECT id FROM leases INDEXED BY leases_due WHERE backend = ?1 AND state < 4 AND state = 3";
+            let mut statement = conn.prepare_cached(sql)?;
+            let ids = statement.query_map([backend.as_str()], |row| row.get(0).map(rows::to_lease_id))?;
+            Ok(ids.collect::<Result<_, _>>()?)
+        }))
+    }
+
     fn lease(&self, id: LeaseId) -> Answer<'_, Option<Lease>> {
         Box::pin(self.read(move |conn| Ok(rows::find_lease(conn, id)?.map(|(lease, _)| lease))))
     }
