@@ -2,7 +2,7 @@
 
 use crate::{
     audit::{self, Entry, Event, Sign},
-    backends::{Backends, registry},
+    backends::{Backends, Document, registry},
     clock::{Clock, SystemClock, Timestamp},
     config::Config,
     exchange::hash,
@@ -32,6 +32,9 @@ use uuid::Uuid;
 /// How often what can be forgotten is.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 
+/// How long a list of what was taken back is handed out before it is made again.
+const REVOCATIONS_FRESH: Duration = Duration::from_secs(1);
+
 type Limiter = RateLimiter<[u8; 16], DashMapStateStore<[u8; 16]>, QuantaClock>;
 
 /// Everything that a request needs.
@@ -56,6 +59,8 @@ pub struct App {
     pub reaper: Arc<Reaper>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What backends publish of leases that were taken back, by path, for as long as it is fresh.
+    pub revocations: moka::future::Cache<String, Document>,
     limiter: Option<Limiter>,
 }
 
@@ -269,6 +274,7 @@ pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, Sta
         keys,
         reaper,
         metrics,
+        revocations: moka::future::Cache::builder().time_to_live(REVOCATIONS_FRESH).build(),
         limiter: NonZeroU32::new(config.exchanges_per_minute).map(|limit| RateLimiter::keyed(Quota::per_minute(limit))),
     });
 

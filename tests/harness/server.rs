@@ -83,6 +83,14 @@ impl Setup {
         self
     }
 
+    /// Adds a grant file of the test's own making.
+    #[must_use]
+    pub fn grant_text(self, name: &str, text: &str) -> Self {
+        fs::write(self.directory.path().join("grants").join(format!("{name}.yaml")), text)
+            .expect("the directory is ours");
+        self
+    }
+
     /// Sets a variable of the server's environment.
     #[must_use]
     pub fn environment(mut self, name: &'static str, value: &'static str) -> Self {

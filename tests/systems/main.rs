@@ -1,6 +1,7 @@
 //! Tests against real servers and real CI programs: `tests/run` installs them and runs this.
 
 mod aws;
+mod backends;
 mod crash;
 mod github;
 mod gitlab;

@@ -26,6 +26,7 @@ const PUBLIC_FIELDS: &[&str] = &[
     "client_id",
     "namespace",
     "ca",
+    "certificate",
 ];
 
 /// One named field of a credential.
@@ -157,6 +158,26 @@ impl Credential {
                 ("sslmode", sslmode.into()),
             ],
         )
+    }
+
+    /// An OpenSSH user certificate over the job's own key, as a line of a `-cert.pub` file. It is of no use
+    /// without that key's private half, which only the job has.
+    #[must_use]
+    pub fn ssh_certificate(certificate: &str) -> Self {
+        Self::of("ssh_certificate", [("certificate", certificate.into())])
+    }
+
+    /// A client certificate over the job's own key in PEM, with its authority's behind it. It is of no use
+    /// without that key's private half, which only the job has.
+    #[must_use]
+    pub fn x509_certificate(chain: &str) -> Self {
+        Self::of("x509_certificate", [("certificate", chain.into())])
+    }
+
+    /// A bearer token for one container registry, `host` or `host:port`.
+    #[must_use]
+    pub fn oci_registry(registry: &str, token: Secret) -> Self {
+        Self::of("oci_registry", [("host", registry.into()), ("token", token)])
     }
 
     /// The credential's type, such as `postgres`.

@@ -11,15 +11,18 @@ pub mod gcp;
 pub mod http;
 pub mod kubernetes;
 pub mod limits;
+pub mod oci_registry;
 pub mod postgres;
 mod presented;
 pub mod registry;
 pub mod signed_jwt;
 mod spec;
+pub mod ssh;
 #[cfg(test)]
 mod testing;
 mod token_endpoint;
 mod upstream;
+pub mod x509;
 
 use crate::{
     clock::Timestamp,
@@ -62,6 +65,40 @@ pub trait Describe: Send + Sync {
     fn preflight(&self) -> Result<(), String> {
         Ok(())
     }
+
+    /// What the backend publishes over HTTP as `/<kind>/<name>/<document>`; `None` where it has no
+    /// such document.
+    fn publication(&self, document: &str) -> Option<Publication> {
+        let _ = document;
+        None
+    }
+
+    /// The list of what was taken back before its time. Asked for only where [`Describe::publication`]
+    /// says [`Publication::Revocations`].
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    fn revocations(&self, document: &str, revoked: &[LeaseId]) -> Result<Document, String> {
+        let _ = (document, revoked);
+        Err("this backend publishes no revocations".to_owned())
+    }
+}
+
+/// Something that a backend publishes for the systems that take its credentials.
+pub enum Publication {
+    /// The same until the config changes, such as a certificate authority's public key.
+    Fixed(Result<Document, String>),
+    /// What [`Describe::revocations`] makes of the leases whose credentials outlive them.
+    Revocations,
+}
+
+/// A published document.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// Its media type.
+    pub content_type: &'static str,
+    /// Its bytes.
+    pub body: Vec<u8>,
 }
 
 /// What a mint needs to know besides the permit.
@@ -143,7 +180,7 @@ pub enum Revoked {
 pub struct RemoteError(pub String);
 
 /// A backend that makes credentials in memory: nothing exists outside this process until the answer
-/// goes out. Such a credential cannot be taken back.
+/// goes out. Such a credential cannot be taken back; at most a list says that it should not be taken.
 pub trait LocalBackend: Describe {
     /// Makes the credential.
     ///

@@ -1,6 +1,8 @@
 //! Every type of backend, on one page. To add one: a file beside this one, and a line in each list here.
 
-use super::{Backend, Backends, aws_sts, azure, gcp, http, kubernetes, limits, postgres, signed_jwt};
+use super::{
+    Backend, Backends, aws_sts, azure, gcp, http, kubernetes, limits, oci_registry, postgres, signed_jwt, ssh, x509,
+};
 use crate::{
     clock::Clock,
     config::{Env, SecretRef},
@@ -47,6 +49,12 @@ pub enum BackendFile {
     Kubernetes(Box<kubernetes::File>),
     /// Login roles of PostgreSQL.
     Postgres(Box<postgres::File>),
+    /// SSH user certificates.
+    Ssh(ssh::File),
+    /// Client certificates.
+    X509(x509::File),
+    /// Tokens for a container registry.
+    OciRegistry(oci_registry::File),
 }
 
 impl BackendFile {
@@ -56,7 +64,7 @@ impl BackendFile {
             Self::AwsSts(file) => file.presents().map(str::to_owned).into_iter().collect(),
             Self::Azure(file) => vec![file.presents().to_owned()],
             Self::Gcp(file) => file.presents(),
-            Self::SignedJwt(_) | Self::Http(_) | Self::Kubernetes(_) | Self::Postgres(_) => Vec::new(),
+            _ => Vec::new(),
         }
     }
 }
@@ -189,6 +197,9 @@ fn build(file: BackendFile, context: &BuildContext, presented: &[String]) -> Res
         BackendFile::Http(file) => Backend::Remote(Arc::new(http::Http::build(*file, context)?)),
         BackendFile::Kubernetes(file) => Backend::Remote(Arc::new(kubernetes::Kubernetes::build(*file, context)?)),
         BackendFile::Postgres(file) => Backend::Remote(Arc::new(postgres::Postgres::build(*file, context)?)),
+        BackendFile::Ssh(file) => Backend::Local(Arc::new(ssh::Ssh::build(file, context)?)),
+        BackendFile::X509(file) => Backend::Local(Arc::new(x509::X509::build(file, context)?)),
+        BackendFile::OciRegistry(file) => Backend::Local(Arc::new(oci_registry::OciRegistry::build(file, context)?)),
     })
 }
 

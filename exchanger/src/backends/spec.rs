@@ -1,11 +1,18 @@
-//! Reading a grant's `credential:` for a backend, and getting it back from a permit.
+//! Reading a grant's `credential:` for a backend, getting it back from a permit, and what many
+//! backends make of the two.
 
-use super::{MintError, Spec};
+use super::{MintError, Order, Spec};
 use crate::clock::Timestamp;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jobpass_policy::{CredentialSource, Diagnostic, FieldRules, GrantContext, Permit, Template};
 use jobpass_protocol::Secret;
 use serde::de::{Deserialize as _, Deserializer, Error as _};
-use std::{any::Any, fmt, sync::Arc};
+use std::{
+    any::Any,
+    fmt::{self, Write as _},
+    sync::Arc,
+};
+use zeroize::Zeroizing;
 
 /// Collects everything that is wrong with a spec, so that an admin sees it all at once.
 pub(super) struct SpecReader<'a> {
@@ -46,6 +53,29 @@ impl<'a> SpecReader<'a> {
             .into_iter()
             .filter_map(|(name, text)| Some((name.clone(), self.template(&[field, name], text, rules)?)))
             .collect()
+    }
+
+    /// Compiles a list of templates. `refuse` looks at texts without claims, and says what is wrong and the cure.
+    pub(super) fn list<'t>(
+        &mut self,
+        field: &str,
+        texts: impl IntoIterator<Item = &'t String>,
+        rules: &FieldRules,
+        refuse: impl Fn(&str) -> Option<(&'static str, &'static str)>,
+    ) -> Vec<Template> {
+        let mut templates = Vec::new();
+        for (index, text) in texts.into_iter().enumerate() {
+            let at = index.to_string();
+            let path = [field, at.as_str()];
+            let Some(template) = self.template(&path, text, rules) else { continue };
+            if template.claims().next().is_none()
+                && let Some((why, cure)) = refuse(text)
+            {
+                self.refuse(&path, why, cure);
+            }
+            templates.push(template);
+        }
+        templates
     }
 
     /// The spec, if nothing was refused.
@@ -102,4 +132,45 @@ pub(super) fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secre
 pub(super) fn instant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
     let at: jiff::Timestamp = String::deserialize(deserializer)?.parse().map_err(D::Error::custom)?;
     Ok(Timestamp::from_millis(at.as_millisecond()))
+}
+
+/// What a credential carries where its system has room for a note: which lease it is, and who asked.
+/// Printable ASCII, whatever the system's encoding is, and `max` bytes at most.
+pub(super) fn stamp(permit: &Permit, order: &Order, max: usize) -> String {
+    let claims = serde_json::to_string(&permit.claims().recorded()).unwrap_or_default();
+    let mut text = format!("jobpass lease {} grant {} issuer {} ", order.lease, permit.grant().name(), permit.issuer());
+    for c in claims.chars() {
+        let start = text.len();
+        if c.is_ascii() && !c.is_ascii_control() {
+            text.push(c);
+        } else {
+            let mut units = [0; 2];
+            for unit in c.encode_utf16(&mut units) {
+                let _ = write!(text, "\\u{unit:04x}"); // writing to a String cannot fail
+            }
+        }
+        if text.len() > max {
+            text.truncate(start);
+            break;
+        }
+    }
+    text
+}
+
+/// Random bytes.
+///
+/// # Errors
+/// When the system has none.
+pub(super) fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, MintError> {
+    let mut bytes = Zeroizing::new([0; N]);
+    getrandom::fill(&mut *bytes).map_err(|_| MintError::Unavailable("the system has no randomness".to_owned()))?;
+    Ok(bytes)
+}
+
+/// A password that nobody guesses: 256 random bits in letters, digits, `-` and `_`.
+///
+/// # Errors
+/// When the system has no randomness.
+pub(super) fn password() -> Result<Secret, MintError> {
+    Ok(Secret::new(URL_SAFE_NO_PAD.encode(*random::<32>()?)))
 }

@@ -19,6 +19,41 @@ use uuid::Uuid;
 /// When all of it happens.
 pub(super) const NOW: Timestamp = Timestamp::from_secs(1_795_300_010);
 
+/// Values that somebody might put into a claim to break out of where it is written.
+pub(super) const HOSTILE: &[&str] = &[
+    "'",
+    "\"",
+    "`",
+    "\\",
+    "\\'",
+    "a'; DROP ROLE x; --",
+    "a\"; DROP ROLE x; --",
+    "*",
+    "a*",
+    "a?b",
+    "%",
+    "a/b",
+    "../../x",
+    "a\0b",
+    "a\nb",
+    "a\r\nb",
+    " ",
+    "a b",
+    "~* +@all",
+    ">pw",
+    "a,b",
+    "a:b",
+    "$(id)",
+    "${x}",
+    "{{ claims.actor }}",
+    "окто/кот",
+    "\u{202e}evil",
+    "\u{1f419}",
+    "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\
+     xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\
+     xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+];
+
 /// Backends from config, and what they were built with.
 pub(super) struct Bench {
     pub(super) backends: Result<Backends, String>,
@@ -29,23 +64,33 @@ pub(super) struct Bench {
 impl Bench {
     /// Builds the backends of a YAML mapping; the first one is the one that grants use.
     pub(super) fn new(config: &str) -> Self {
-        Self::signing(config, Settings::default())
+        Self::signing(config, Settings::default(), [])
     }
 
     /// The same with an RS256 key besides.
     pub(super) fn with_rsa(config: &str) -> Self {
         let types = vec![KeyType::Es256, KeyType::Rs256Bits2048];
-        Self::signing(config, Settings { types, ..Settings::default() })
+        Self::signing(config, Settings { types, ..Settings::default() }, [])
     }
 
-    fn signing(config: &str, settings: Settings) -> Self {
+    /// The same with more variables in the server's environment.
+    pub(super) fn with<'a>(config: &str, variables: impl IntoIterator<Item = (&'static str, &'a str)>) -> Self {
+        Self::signing(config, Settings::default(), variables)
+    }
+
+    fn signing<'a>(
+        config: &str,
+        settings: Settings,
+        variables: impl IntoIterator<Item = (&'static str, &'a str)>,
+    ) -> Self {
+        let variables = variables.into_iter().map(|(name, value)| (name, value.to_owned()));
         let directory = tempfile::tempdir().expect("a directory");
         let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(NOW));
         let context = BuildContext {
             keys: Keys::open(directory.path(), Arc::clone(&clock), settings).expect("keys"),
             clock,
             public_url: "https://jobpass.acme.example".to_owned(),
-            env: Env::of([("SECRET", "hunter2".to_owned())]),
+            env: Env::of(variables.chain([("SECRET", "hunter2".to_owned())])),
             base: PathBuf::from("/nowhere"),
         };
         let files: BTreeMap<BackendName, Configured> = serde_saphyr::from_str(config).expect("a config");

@@ -1,19 +1,20 @@
 //! From HTTP to the pipeline and back. Nothing is decided here.
 
-use super::error::Failure;
+use super::error::{Failure, not_found};
 use crate::{
     app::App,
+    backends::{Document, Publication},
     exchange,
     signing::{Algorithm, JWKS_MAX_AGE},
 };
 use axum::{
     body::{Body, Bytes},
     extract::{FromRequest, Request, State, rejection::BytesRejection},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
 use jobpass_protocol::{
-    RevokeRequest, TokenRequest,
+    BackendName, RevokeRequest, TokenRequest,
     exchange::{GRANT_TYPE_EXCHANGE, GRANT_TYPE_REFRESH},
 };
 use serde::Serialize;
@@ -21,6 +22,9 @@ use std::{sync::Arc, time::Duration};
 
 /// How long a client may take to send its form.
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long who asks for a document waits when it cannot be made.
+const PUBLISH_RETRY: Duration = Duration::from_secs(5);
 
 /// `POST /token`: RFC 8693 token exchange and RFC 6749 §6 renewal.
 pub(super) async fn token(State(app): State<Arc<App>>, Form(body): Form) -> Result<Response, Failure> {
@@ -95,6 +99,39 @@ pub(super) async fn openid_configuration(State(app): State<Arc<App>>) -> Respons
 /// RFC 7517: the public halves of our signing keys.
 pub(super) async fn jwks(State(app): State<Arc<App>>) -> Response {
     cacheable(Body::from(app.keys.jwks()))
+}
+
+/// What a backend publishes: a certificate authority's key, a list of what was taken back.
+pub(super) async fn published(State(app): State<Arc<App>>, uri: Uri) -> Result<Response, Failure> {
+    let found = async || {
+        let mut path = uri.path().split('/').skip(1);
+        let (kind, name, document) = (path.next()?, BackendName::parse(path.next()?).ok()?, path.next()?);
+        let backend = app.backends.named(&name)?.describe();
+        let publication = (backend.kind() == kind).then(|| backend.publication(document))??;
+        Some(match publication {
+            Publication::Fixed(made) => made,
+            // Anybody may ask, so that the store is asked once for all who come at the same time.
+            Publication::Revocations => {
+                let list =
+                    async { backend.revocations(document, &app.store.outliving(name.clone()).await.map_err(text)?) };
+                app.revocations.try_get_with(uri.path().to_owned(), list).await.map_err(|error| String::clone(&error))
+            }
+        })
+    };
+    match found().await {
+        None => Err(not_found(uri).await),
+        Some(Ok(Document { content_type, body })) => {
+            Ok(([(header::CONTENT_TYPE, HeaderValue::from_static(content_type))], body).into_response())
+        }
+        Some(Err(error)) => {
+            tracing::error!(path = uri.path(), error, "a document cannot be published");
+            Err(Failure::unavailable("The document cannot be made now.", PUBLISH_RETRY))
+        }
+    }
+}
+
+fn text(error: impl ToString) -> String {
+    error.to_string()
 }
 
 /// Whether the process lives.

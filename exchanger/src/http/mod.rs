@@ -25,6 +25,7 @@ pub fn public(app: Arc<App>) -> Router {
         .route("/.well-known/oauth-authorization-server", get(handlers::authorization_server))
         .route("/.well-known/openid-configuration", get(handlers::openid_configuration))
         .route("/.well-known/jwks.json", get(handlers::jwks))
+        .route("/{kind}/{backend}/{document}", get(handlers::published))
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(DefaultBodyLimit::max(MAX_FORM_BYTES))

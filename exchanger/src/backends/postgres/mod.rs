@@ -21,10 +21,9 @@ use crate::{
     leases::{Lease, Revocability, State},
     store::PendingLease,
 };
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::future::BoxFuture;
 use jobpass_policy::{CredentialSource, Diagnostic, FieldRules, GrantContext, Permit, Template};
-use jobpass_protocol::{Credential, Secret};
+use jobpass_protocol::Credential;
 use pool::{Link, Pool, Server, Tls};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -218,8 +217,8 @@ impl Postgres {
             return Err(MintError::Unavailable("the lease is not pending any more".to_owned()));
         };
         let name = Identifier::parse(&pending.remote_name()).map_err(|error| spec::unfit("lease", &error))?;
-        let password = Secret::new(URL_SAFE_NO_PAD.encode(*random::<32>()?));
-        let verifier = Zeroizing::new(scram::verifier(password.expose(), &*random()?));
+        let password = spec::password()?;
+        let verifier = Zeroizing::new(scram::verifier(password.expose(), &*spec::random()?));
         let link = self.pool.take(self.deadline).await;
         let mut link = link.map_err(|error| MintError::Unavailable(error.to_string()))?;
         let statements = Zeroizing::new(
@@ -406,36 +405,8 @@ fn cure(refusal: &DbError) -> &'static str {
     }
 }
 
-fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, MintError> {
-    let mut bytes = Zeroizing::new([0; N]);
-    getrandom::fill(&mut *bytes).map_err(|_| MintError::Unavailable("the system has no randomness".to_owned()))?;
-    Ok(bytes)
-}
-
 fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-/// What stands on the role: which lease it is, and who asked. ASCII only, whatever the server's encoding is.
-fn comment(permit: &Permit, order: &Order) -> String {
-    let claims = serde_json::to_string(&permit.claims().recorded()).unwrap_or_default();
-    let mut text = format!("jobpass lease {} grant {} issuer {} ", order.lease, permit.grant().name(), permit.issuer());
-    for c in claims.chars() {
-        let start = text.len();
-        if c.is_ascii() && !c.is_ascii_control() {
-            text.push(c);
-        } else {
-            let mut units = [0; 2];
-            for unit in c.encode_utf16(&mut units) {
-                let _ = write!(text, "\\u{unit:04x}"); // writing to a String cannot fail
-            }
-        }
-        if text.len() > MAX_COMMENT {
-            text.truncate(start);
-            break;
-        }
-    }
-    text
 }
 
 impl Describe for Postgres {
@@ -533,7 +504,7 @@ impl RemoteBackend for Postgres {
             roles,
             database: compiled.database.clone(),
             connection_limit: compiled.connection_limit,
-            comment: comment(permit, order),
+            comment: spec::stamp(permit, order, MAX_COMMENT),
         };
         let worst_expiry = order.expires_at.max(order.at + self.deadline + self.settle);
         let object = json!({ "role": order.lease.remote_name() });

@@ -1,0 +1,244 @@
+//! Every backend through the front door, against the real system and its own client: get a credential,
+//! use it, be refused what the grant does not allow, give it back, be refused, and let one expire.
+//! What can be taken back by name also survives `kill -9` at any moment.
+//!
+//! To add a backend: a file in `backends/` that implements [`System`], and a row in the table.
+
+mod oci_registry;
+mod postgres;
+mod ssh;
+mod x509;
+
+use crate::world::{issuer, token};
+use jobpass_exchanger::demo::{
+    Ci,
+    issuer::{Issuer, Token},
+};
+use jobpass_tests::{
+    http::{client, now},
+    server::{Answer, Server, Setup},
+};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// One test for each system, and one more where credentials are taken back by name.
+macro_rules! table {
+    ($($name:ident: $system:ty, $ends:ident;)*) => { $(mod $name {
+        use super::*;
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn is_used_and_gone() {
+            super::check::<$system>(super::Ends::$ends).await;
+        }
+        crashes!($ends, $system);
+    })* };
+}
+macro_rules! crashes {
+    (ByName, $system:ty) => {
+        #[tokio::test(flavor = "multi_thread")]
+        async fn leaves_nothing_when_killed() {
+            super::crash::<$system>().await;
+        }
+    };
+    (ByItself, $system:ty) => {};
+}
+
+table! {
+    postgres_role: postgres::Role, ByName;
+    ssh_ed25519: ssh::Host<ssh::Ed25519>, ByItself;
+    ssh_ecdsa: ssh::Host<ssh::Ecdsa>, ByItself;
+    ssh_rsa: ssh::Host<ssh::Rsa>, ByItself;
+    x509_certificate: x509::Mesh, ByItself;
+    registry_token: oci_registry::Images, ByItself;
+}
+
+/// How a credential ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    /// It is taken back.
+    ByName,
+    /// It cannot be taken back; at most a list says that it was.
+    ByItself,
+}
+
+/// A real system with a backend before it.
+trait System: Sized {
+    /// The shortest life of a credential here, in seconds.
+    const SHORTEST: i64 = 3;
+
+    async fn start() -> Self;
+
+    /// The backend in jobpass's config.
+    fn backend(&self, setup: &Setup) -> Value;
+
+    /// The grant's `credential:`.
+    fn credential(&self) -> Value;
+
+    /// Further fields of the form.
+    fn form(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    /// Uses a credential for what it is for.
+    async fn used(&self, credential: &Value) -> Result<(), String>;
+
+    /// Tries what the grant does not allow, and says how each try went.
+    async fn overstepped(&self, credential: &Value) -> Vec<(&'static str, Result<(), String>)>;
+
+    /// What the system holds of ours: everything whose name begins with `jobpass_`.
+    async fn left(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Fetches the list of what was taken back, as the system's own timer would; says whether there is one.
+    async fn fetch_list(&self, _server: &Server) -> bool {
+        false
+    }
+}
+
+/// A server with one system behind it.
+struct World<S> {
+    system: S,
+    server: Server,
+    github: Issuer,
+}
+
+impl<S: System> World<S> {
+    async fn start(ttl: &str) -> Self {
+        let github = issuer(Ci::GitHub).await;
+        let system = S::start().await;
+        let setup = Setup::new().issuer("github", github.url(), &["1001"]).unlimited();
+        let backend = system.backend(&setup);
+        let grant = json!({
+            "grant": "it", "owner": "platform@acme.example", "review_by": "2099-12-31", "description": "A test's grant.",
+            "backend": "system", "credential": system.credential(), "ttl": ttl, "max_lifetime": ttl,
+            "rules": [{
+                "name": "main", "issuer": "github",
+                "match": {
+                    "repository_owner_id": "1001", "repository_id": "772002", "ref": "refs/heads/main", "ref_type": "branch",
+                },
+            }],
+        });
+        let server = setup.backend("system", backend).grant_text("it", &grant.to_string()).start().await;
+        Self { system, server, github }
+    }
+
+    async fn ask(&self, more: &[(&str, &str)]) -> Answer {
+        let form = self.system.form();
+        let mut form: Vec<(&str, &str)> = form.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        form.extend(more);
+        let answer = self.server.exchange("it", &token(&self.github, &self.server), &form).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer
+    }
+
+    async fn revoke(&self, answer: &Answer) -> Value {
+        let handle = answer.body["refresh_token"].as_str().expect("a handle");
+        self.server.post("/revoke", &[("token", handle)]).await.body
+    }
+
+    async fn until(&self, what: &str, within: Duration, holds: impl AsyncFn() -> bool) {
+        let deadline = Instant::now() + within;
+        while !holds().await {
+            assert!(Instant::now() < deadline, "never came true: {what}; leases: {:?}", self.server.lease_states());
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+}
+
+const SOON: Duration = Duration::from_secs(20);
+
+async fn check<S: System>(ends: Ends) {
+    let world = World::<S>::start("15m").await;
+    let (system, server) = (&world.system, &world.server);
+
+    // Used for what it is for, and for nothing else.
+    let answer = world.ask(&[]).await;
+    let credential = &answer.body["credential"];
+    system.used(credential).await.expect("the grant allows it");
+    let tries = system.overstepped(credential).await;
+    assert!(!tries.is_empty());
+    for (what, went) in tries {
+        assert!(went.is_err(), "the grant does not allow it: {what}");
+    }
+
+    // Taken back, twice.
+    let told = world.revoke(&answer).await;
+    match ends {
+        Ends::ByName => {
+            world.until("it is gone", SOON, async || server.lease_states() == ["ended: revoked"]).await;
+            assert!(system.used(credential).await.is_err(), "it works although it was taken back");
+            assert_eq!(system.left().await, [""; 0]);
+            assert_eq!(world.revoke(&answer).await["state"], "ended", "taking back is idempotent");
+        }
+        Ends::ByItself => {
+            let until = now() + answer.body["expires_in"].as_i64().expect("seconds");
+            let told_until = told["until"].as_i64().expect("it says until when it may work");
+            assert!(told["state"] == "outliving" && (until - told_until).abs() <= 5, "{told} and {until}");
+            system.used(credential).await.expect("it works until it ends, and nobody was told otherwise");
+            if system.fetch_list(server).await {
+                assert!(
+                    system.used(credential).await.is_err(),
+                    "it works although the list says that it was taken back"
+                );
+            }
+            assert_eq!(world.revoke(&answer).await, told, "taking back is idempotent");
+        }
+    }
+
+    // Left to expire.
+    let short = S::SHORTEST.to_string();
+    let answer = world.ask(&[("ttl", &short)]).await;
+    let ends_at = now() + answer.body["expires_in"].as_i64().expect("seconds");
+    let credential = &answer.body["credential"];
+    system.used(credential).await.expect("it works before its time is over");
+    let ended = async || server.lease_states().iter().any(|state| state == "ended: expired");
+    world.until("it is over", SOON + Duration::from_secs(S::SHORTEST.unsigned_abs()), ended).await;
+    assert!(now() >= ends_at - 1, "it ended before its time");
+    assert!(system.used(credential).await.is_err(), "it works although its time is over");
+    assert_eq!(system.left().await, [""; 0]);
+    server.verify_audit().await;
+}
+
+/// Concurrent mints in one run, and how often the server is killed in their middle.
+const MINTS: usize = 100;
+const RUNS: usize = 3;
+
+async fn crash<S: System>() {
+    let mut world = World::<S>::start("10s").await;
+    let (mut seen, mut answered) = (0, 0);
+    for run in 1..=RUNS {
+        let (url, before) = (&world.server.url, world.system.left().await);
+        let jobs = (0..MINTS).map(|_| {
+            let token = world.github.mint(&Token::for_audience(url.as_str())).expect("the key signs");
+            let form = [
+                ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange".to_owned()),
+                ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt".to_owned()),
+                ("subject_token", token),
+                ("audience", "it".to_owned()),
+            ];
+            tokio::spawn(client().post(format!("{url}/token")).form(&form).send())
+        });
+        let jobs: Vec<_> = jobs.collect();
+        // Killed while some were asked for, some are being made, and some are made and not recorded.
+        let deadline = Instant::now() + SOON;
+        while world.system.left().await.iter().filter(|name| !before.contains(name)).count() < 10 * run {
+            assert!(Instant::now() < deadline, "nothing is made");
+        }
+        world.server.restart().await;
+        seen += world.system.left().await.len();
+        for job in jobs {
+            // Answered or cut off: both are right.
+            let answer = job.await.expect("the client does not die");
+            answered += usize::from(answer.is_ok_and(|answer| answer.status().is_success()));
+        }
+    }
+    let settled = async || world.server.lease_states().iter().all(|state| state.starts_with("ended"));
+    world.until("all leases ended", Duration::from_secs(120), settled).await;
+    assert_eq!(world.system.left().await, [""; 0], "an object without a live lease");
+    let leases = world.server.leases().len();
+    println!("{leases} leases, {answered} answered, {seen} objects seen right after a kill");
+    assert!(seen > 0 && leases > answered, "the server was killed when it had nothing to do");
+    world.server.verify_audit().await;
+}

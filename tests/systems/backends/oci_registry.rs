@@ -1,0 +1,49 @@
+//! distribution's registry and `skopeo`.
+
+use super::System;
+use jobpass_tests::{
+    registry::{ISSUER, Registry, SERVICE},
+    server::Setup,
+};
+use serde_json::{Value, json};
+use std::fs;
+
+pub(super) struct Images(Registry);
+
+fn token(credential: &Value) -> &str {
+    credential["token"].as_str().expect("a token")
+}
+
+impl System for Images {
+    /// The registry adds a minute to each token's life, so that jobpass takes one from it.
+    const SHORTEST: i64 = 66;
+
+    async fn start() -> Self {
+        Self(Registry::start().await)
+    }
+
+    fn backend(&self, setup: &Setup) -> Value {
+        let key = fs::read_to_string(self.0.path("signer.key")).expect("the file is there");
+        json!({ "oci_registry": {
+            "registry": self.0.host(), "service": SERVICE, "issuer": ISSUER, "key": setup.secret("signer", &key),
+            "certificate": self.0.path("signer.pem"),
+        } })
+    }
+
+    fn credential(&self) -> Value {
+        json!({ "access": [{ "repository": "ci/{{ claims.repository_id }}/app", "actions": ["pull", "push"] }] })
+    }
+
+    async fn used(&self, credential: &Value) -> Result<(), String> {
+        self.0.push(token(credential), "ci/772002/app").await?;
+        self.0.pull(token(credential), "ci/772002/app").await
+    }
+
+    async fn overstepped(&self, credential: &Value) -> Vec<(&'static str, Result<(), String>)> {
+        vec![
+            ("to push elsewhere", self.0.push(token(credential), "ci/772003/app").await),
+            ("to pull elsewhere", self.0.pull(token(credential), "base/debian").await),
+            ("to delete", self.0.delete(token(credential), "ci/772002/app").await),
+        ]
+    }
+}

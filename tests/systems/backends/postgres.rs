@@ -1,0 +1,65 @@
+//! PostgreSQL and `psql`.
+
+use super::System;
+use jobpass_tests::{
+    postgres::{ADMIN_PASSWORD, Postgres},
+    program::{self, Program},
+    server::Setup,
+};
+use serde_json::{Value, json};
+
+pub(super) struct Role(Postgres);
+
+impl Role {
+    async fn psql(&self, credential: &Value, command: &str) -> Result<(), String> {
+        let mut psql = program::installed("psql");
+        for (variable, field) in [
+            ("PGHOST", "host"),
+            ("PGPORT", "port"),
+            ("PGDATABASE", "database"),
+            ("PGUSER", "username"),
+            ("PGPASSWORD", "password"),
+        ] {
+            psql.env(variable, credential[field].as_str().expect("a text"));
+        }
+        psql.args(["-X", "-v", "ON_ERROR_STOP=1", "-c", command]);
+        let done = Program::run(psql).await;
+        if done.status.success() { Ok(()) } else { Err(done.log) }
+    }
+}
+
+impl System for Role {
+    async fn start() -> Self {
+        let postgres = Postgres::start().await;
+        let setup = "CREATE ROLE app; CREATE TABLE deploys (n int); CREATE TABLE salaries (n int); \
+                     GRANT SELECT, INSERT ON deploys TO app";
+        postgres.admin().await.batch_execute(setup).await.expect("the superuser may");
+        Self(postgres)
+    }
+
+    fn backend(&self, setup: &Setup) -> Value {
+        let mut backend = self.0.backend(&setup.secret("postgres-password", ADMIN_PASSWORD));
+        backend["postgres"]["settle"] = "1s".into();
+        backend
+    }
+
+    fn credential(&self) -> Value {
+        json!({ "roles": ["app"] })
+    }
+
+    async fn used(&self, credential: &Value) -> Result<(), String> {
+        self.psql(credential, "INSERT INTO deploys VALUES (1)").await
+    }
+
+    async fn overstepped(&self, credential: &Value) -> Vec<(&'static str, Result<(), String>)> {
+        let mut tries = Vec::new();
+        for command in ["SELECT * FROM salaries", "DELETE FROM deploys", "CREATE ROLE mine"] {
+            tries.push((command, self.psql(credential, command).await));
+        }
+        tries
+    }
+
+    async fn left(&self) -> Vec<String> {
+        self.0.leased_roles().await
+    }
+}
