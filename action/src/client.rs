@@ -120,6 +120,8 @@ pub(crate) struct Ask {
     pub(crate) grant: GrantName,
     pub(crate) ttl: Option<u32>,
     pub(crate) scope: Option<String>,
+    /// A public key to be certified, where the grant is for such.
+    pub(crate) public_key: Option<String>,
 }
 
 /// Waits, unless a signal arrives first: then it says which.
@@ -157,8 +159,10 @@ impl Client<'_> {
             if let Some(ttl) = ask.ttl {
                 form.append_pair("ttl", &ttl.to_string());
             }
-            if let Some(scope) = &ask.scope {
-                form.append_pair("scope", scope);
+            for (name, value) in [("scope", &ask.scope), ("public_key", &ask.public_key)] {
+                if let Some(value) = value {
+                    form.append_pair(name, value);
+                }
             }
             Ok(Zeroizing::new(form.finish()))
         })?;

@@ -1,6 +1,7 @@
 //! `jobpass`, the job-side CLI: finds the CI that it runs in, trades the job's token for a credential,
 //! hides it, hands it over and gives it back. Links the protocol crate only, never the server.
 
+mod agent;
 mod client;
 mod commands;
 mod deliver;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let env = env::Env::of_process();
-    let cli = match commands::Cli::try_parse() {
+    let cli = match commands::Cli::try_parse_from(commands::arguments(std::env::args_os())) {
         Ok(cli) => cli,
         Err(usage) => {
             let code = if usage.use_stderr() { commands::usage_exit_code() } else { 0 };

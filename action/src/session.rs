@@ -97,6 +97,11 @@ impl Session {
         Ok(Self { directory, path: path.join(&file), file })
     }
 
+    /// The private directory that it lies in.
+    pub(crate) fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
+    }
+
     /// The session secret; made at first use.
     ///
     /// # Errors
@@ -165,7 +170,7 @@ impl Session {
 
     /// Removes the sessions of jobs that ended long ago, where no token could make their end known.
     fn sweep(&self) {
-        let Some(files) = self.path.parent().and_then(|directory| directory.read_dir().ok()) else { return };
+        let Ok(files) = self.directory().read_dir() else { return };
         for file in files.flatten() {
             let age =
                 file.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|time| time.elapsed().ok());

@@ -19,10 +19,10 @@ pub(super) struct EnvArgs {
 }
 
 pub(super) fn run(args: &EnvArgs, job: &Job) -> anyhow::Result<u8> {
-    let (target, names): (_, DefaultNames) = if args.output {
-        ("GITHUB_OUTPUT", |_, field| vec![field.to_owned()])
+    let (target, names): (_, DefaultNames<'_>) = if args.output {
+        ("GITHUB_OUTPUT", &|_, field| vec![field.to_owned()])
     } else {
-        ("GITHUB_ENV", environment_names)
+        ("GITHUB_ENV", &environment_names)
     };
     anyhow::ensure!(
         job.env.path(target).is_some(),

@@ -2,14 +2,19 @@
 
 use super::{AskArgs, shown};
 use crate::{
-    client::ClientError,
-    deliver::{environment_names, variables},
+    agent::{self, Key},
+    client::{Ask, ClientError},
+    deliver::{
+        Given, Rename, Variable, directory::PrivateDirectory, documents::PG_SERVICE, environment_names, files, push,
+        variables,
+    },
     exec::{Plan, SpawnError, run as run_child},
     job::{Job, Lease},
     session::Held,
     signals::Signals,
 };
 use anyhow::Context as _;
+use jobpass_protocol::Secret;
 use std::{
     ffi::OsString,
     sync::{Mutex, MutexGuard, PoisonError, mpsc},
@@ -23,6 +28,10 @@ const RENEW_DEADLINE: Duration = Duration::from_secs(20);
 pub(super) struct ExecArgs {
     #[command(flatten)]
     ask: AskArgs,
+    /// Write a field, or a document such as `pgpass`, to a private file that ends with the command, and set NAME to
+    /// its path: NAME=field, or NAME=grant.field. Its credential then puts no secret into the environment
+    #[arg(long = "file", value_name = "NAME=FIELD")]
+    files: Vec<Rename>,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -31,9 +40,12 @@ pub(super) struct ExecArgs {
 pub(super) fn run(args: ExecArgs, job: &Job) -> anyhow::Result<u8> {
     let signals = Signals::watch().context("signals cannot be watched")?;
     let pause = |time| signals.pause(time);
-    let leases = job.obtain(&args.ask.asks(), &pause)?;
+    let key = Key::generate().context("no key can be made")?;
+    let ask = |ask| Ask { public_key: Some(key.public_line()), ..ask };
+    let asks: Vec<Ask> = args.ask.asks().into_iter().map(ask).collect();
+    let leases = job.obtain(&asks, &pause)?;
     let keeper = Keeper::new(job, &leases);
-    let result = run_with(&args, job, leases, &keeper, &signals);
+    let result = run_with(&args, job, leases, key, &keeper, &signals);
     job.give_back(keeper.into_held(), &pause);
     result
 }
@@ -42,6 +54,7 @@ fn run_with(
     args: &ExecArgs,
     job: &Job,
     leases: Vec<Lease>,
+    key: Key,
     keeper: &Keeper<'_>,
     signals: &Signals,
 ) -> anyhow::Result<u8> {
@@ -51,7 +64,7 @@ fn run_with(
         job.talk.say(&format!("{}: a credential of type {} for {life}, {how}", given.grant, given.credential.kind()));
     }
     let given: Vec<_> = leases.into_iter().map(|lease| lease.given).collect();
-    let variables = variables(&given, &args.ask.renames, environment_names)?;
+    let (variables, _files) = deliver(args, job, &given, key)?;
     drop(given);
     let (redactor, tokens) = (job.redactor()?, job.tokens());
     if let Some(signal) = signals.pending() {
@@ -66,6 +79,48 @@ fn run_with(
             Ok(code)
         }
     }
+}
+
+/// What the command finds in its environment, and the directory of what it finds there as files.
+fn deliver(
+    args: &ExecArgs,
+    job: &Job,
+    given: &[Given],
+    key: Key,
+) -> anyhow::Result<(Vec<Variable>, Option<PrivateDirectory>)> {
+    let files = files(given, &args.files)?;
+    let in_file = |grant: &Given| files.iter().any(|file| file.is_of(grant));
+    let names = |grant: &Given, field: &str| match grant.credential.is_secret(field) && in_file(grant) {
+        true => Vec::new(),
+        false => environment_names(grant, field),
+    };
+    let mut all = variables(given, &args.ask.renames, &names)?;
+    let certified: Vec<(&Given, &str)> = given.iter().filter_map(|given| Some((given, certificate(given)?))).collect();
+    if files.is_empty() && certified.is_empty() {
+        return Ok((all, None));
+    }
+    let directory = PrivateDirectory::make(job.session.directory())?;
+    for (index, file) in files.iter().enumerate() {
+        let path = directory.write(&format!("{index}"), file.value.expose().as_bytes())?;
+        push(&mut all, file.at(&path), "")?;
+    }
+    if args.files.iter().any(|file| file.field() == "pgservice")
+        && let Some(given) = given.iter().find(|g| in_file(g))
+    {
+        push(&mut all, Variable::of(given, "PGSERVICE", PG_SERVICE), "")?;
+    }
+    if let [(first, _), ..] = certified[..] {
+        let socket = directory.join("agent");
+        let certificates: Vec<&str> = certified.iter().map(|(_, certificate)| *certificate).collect();
+        agent::serve(&socket, key, &certificates).context("the SSH agent cannot be started")?;
+        push(&mut all, Variable::of(first, "SSH_AUTH_SOCK", &socket.to_string_lossy()), "certificate")?;
+    }
+    Ok((all, Some(directory)))
+}
+
+fn certificate(given: &Given) -> Option<&str> {
+    let field = given.credential.field("certificate").filter(|_| given.credential.kind() == "ssh_certificate");
+    field.map(Secret::expose)
 }
 
 /// Keeps leases alive while the child runs, where that changes nothing for the child.

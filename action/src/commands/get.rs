@@ -2,7 +2,9 @@
 
 use super::{LimitArgs, print, shown, sleep};
 use crate::{
-    deliver::{DeliverError, Given, environment_names, file, shell_lines, variables},
+    deliver::{
+        DeliverError, Given, documents, documents::field_or_document, environment_names, file, shell_lines, variables,
+    },
     job::Job,
     mask::Masking,
 };
@@ -20,7 +22,7 @@ pub(super) struct GetArgs {
     limits: LimitArgs,
     #[command(flatten)]
     target: Target,
-    /// One field's value, without a line end
+    /// One field's value, or a document made of several such as `pgpass`, without a line end
     #[arg(long, value_name = "NAME", conflicts_with = "format")]
     field: Option<String>,
     /// How to write the credential
@@ -103,14 +105,17 @@ fn deliver(args: &GetArgs, job: &Job, given: &Given) -> anyhow::Result<Option<Pa
 fn contents(args: &GetArgs, given: &Given) -> anyhow::Result<Zeroizing<String>> {
     let credential = &given.credential;
     if let Some(name) = &args.field {
-        let known = || credential.fields().iter().map(|field| field.name.as_str()).collect::<Vec<_>>().join(", ");
-        let value = credential.field(name);
+        let value = field_or_document(credential, name);
+        let known = || {
+            let fields = credential.fields().iter().map(|field| field.name.as_str());
+            fields.chain(documents::names(credential.kind()).iter().copied()).collect::<Vec<_>>().join(", ")
+        };
         ensure!(value.is_some(), "--field {name}: the credential of grant `{}` has {}", given.grant, known());
-        return Ok(Zeroizing::new(value.map(Secret::expose).unwrap_or_default().to_owned()));
+        return Ok(Zeroizing::new(value.as_ref().map(Secret::expose).unwrap_or_default().to_owned()));
     }
     Ok(match args.format {
         Format::Json => Zeroizing::new(format!("{}\n", *credential.to_json())),
-        Format::Env => Zeroizing::new(shell_lines(&variables(std::slice::from_ref(given), &[], environment_names)?)),
+        Format::Env => Zeroizing::new(shell_lines(&variables(std::slice::from_ref(given), &[], &environment_names)?)),
         Format::Token => {
             let token = credential.bearer_token().ok_or_else(|| DeliverError::Kind {
                 grant: given.grant.clone(),

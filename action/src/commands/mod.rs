@@ -1,9 +1,9 @@
 //! The command line: one file per command, and what they share.
 
-mod aws;
 mod env;
 mod exec;
 mod get;
+mod helper;
 mod revoke;
 
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
 use anyhow::{Context as _, anyhow};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use jobpass_protocol::GrantName;
-use std::{io::Write as _, thread, time::Duration};
+use std::{ffi::OsString, io::Write as _, path::Path, thread, time::Duration};
 
 const EXIT_FAILURE: u8 = 1;
 const EXIT_USAGE: u8 = 2;
@@ -45,7 +45,16 @@ enum Command {
     /// Hand credentials to the job's later steps (GITHUB_ENV or GITHUB_OUTPUT)
     Env(env::EnvArgs),
     /// Be the `credential_process` of AWS's tools
-    AwsCredentialProcess(aws::AwsArgs),
+    AwsCredentialProcess(helper::HelperArgs),
+    /// Be the exec plugin of `kubectl` and other Kubernetes clients
+    KubectlCredential(helper::HelperArgs),
+    /// Be the executable source of Google's client libraries
+    GoogleCredential(helper::HelperArgs),
+    /// Be git's credential helper for one host
+    GitCredential(helper::GitArgs),
+    /// Be docker's credential helper, also under the name `docker-credential-jobpass`; JOBPASS_DOCKER_GRANTS says
+    /// which grant is for which registry: HOST=GRANT ...
+    DockerCredential(helper::DockerArgs),
     /// Give back every credential that this job still holds
     Revoke(revoke::RevokeArgs),
     /// Print the version
@@ -87,7 +96,7 @@ struct LimitArgs {
 
 impl LimitArgs {
     fn ask(&self, grant: &GrantName) -> Ask {
-        Ask { grant: grant.clone(), ttl: self.ttl, scope: self.scope.clone() }
+        Ask { grant: grant.clone(), ttl: self.ttl, scope: self.scope.clone(), public_key: None }
     }
 }
 
@@ -95,6 +104,14 @@ impl AskArgs {
     fn asks(&self) -> Vec<Ask> {
         self.grants.iter().map(|grant| self.limits.ask(grant)).collect()
     }
+}
+
+/// The command line, also where docker calls this program under the name that docker gives to helpers.
+pub(crate) fn arguments(mut line: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let program = line.next().unwrap_or_default();
+    let helper = Path::new(&program).file_name().is_some_and(|name| name == "docker-credential-jobpass");
+    let command = helper.then(|| OsString::from("docker-credential"));
+    [program].into_iter().chain(command).chain(line).collect()
 }
 
 /// The exit code for a command line that is not understood.
@@ -118,7 +135,11 @@ fn dispatch(cli: Cli, env: Env, talk: Talk) -> anyhow::Result<u8> {
         Command::Exec(args) => exec::run(args, &settings.job(env)?),
         Command::Get(args) => get::run(&args, &settings.job(env)?),
         Command::Env(args) => env::run(&args, &settings.job(env)?),
-        Command::AwsCredentialProcess(args) => aws::run(&args, &settings.job(env)?),
+        Command::AwsCredentialProcess(args) => helper::aws(&args, &settings.job(env)?),
+        Command::KubectlCredential(args) => helper::kubectl(&args, &settings.job(env)?),
+        Command::GoogleCredential(args) => helper::google(&args, &settings.job(env)?),
+        Command::GitCredential(args) => helper::git(&args, || settings.job(env)),
+        Command::DockerCredential(args) => helper::docker(&args, &env.clone(), || settings.job(env)),
         Command::Revoke(args) => revoke::run(&args, &settings, env),
         Command::Version { json } => {
             let version = env!("CARGO_PKG_VERSION");

@@ -14,11 +14,7 @@ pub(crate) fn credential_process(given: &Given) -> Result<Zeroizing<String>, Del
     let (Some(key), Some(secret), Some(token), Some(expiration)) =
         (field("access_key_id"), field("secret_access_key"), field("session_token"), field("expiration"))
     else {
-        return Err(DeliverError::Kind {
-            grant: given.grant.clone(),
-            kind: given.credential.kind().to_owned(),
-            wanted: "AWS tools need one of type `aws_session`",
-        });
+        return Err(given.wrong_kind("AWS tools need one of type `aws_session`"));
     };
     let text = |text: &str| Zeroizing::new(serde_json::Value::from(text).to_string());
     Ok(Zeroizing::new(format!(

@@ -45,7 +45,7 @@ mod tests {
         let json = r#"{"type":"bearer","token":"line 1\nEOF\nPATH=/evil"}"#;
         let credential = serde_json::from_str(json).expect("credential");
         let given = [Given { grant: "g".parse().expect("name"), credential }];
-        let values = variables(&given, &[], environment_names).expect("variables");
+        let values = variables(&given, &[], &environment_names).expect("variables");
         append(Some(file.path().into()), "GITHUB_ENV", &values).expect("append");
         let text = std::fs::read_to_string(file.path()).expect("read");
         let lines: Vec<&str> = text.lines().collect();

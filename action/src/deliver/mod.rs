@@ -1,11 +1,18 @@
 //! Ways of handing a credential over: one file per way. Nothing here decides who gets what.
 
 pub(crate) mod aws;
+pub(crate) mod directory;
+pub(crate) mod docker;
+pub(crate) mod documents;
 pub(crate) mod file;
+pub(crate) mod git;
 pub(crate) mod github;
+pub(crate) mod google;
+pub(crate) mod kubectl;
 
+use documents::field_or_document;
 use jobpass_protocol::{Credential, GrantName, Secret};
-use std::{fmt, str::FromStr};
+use std::{fmt, path::Path, str::FromStr};
 
 /// Why a credential cannot be handed over as asked.
 #[derive(Debug, thiserror::Error)]
@@ -16,11 +23,11 @@ pub(crate) enum DeliverError {
          rename one of them: --env NEW_NAME={second}.{field}"
     )]
     Collision { variable: String, field: String, first: GrantName, second: GrantName },
-    /// `--env` names a field that no credential has.
-    #[error("--env {rename}: no credential here has that field; there are {fields}")]
+    /// A name for a field that no credential has.
+    #[error("{rename}: no credential here has that field; there are {fields}")]
     NoField { rename: String, fields: String },
-    /// `--env` names a field that several credentials have.
-    #[error("--env {rename}: several grants have that field; write GRANT.{field}, such as {example}.{field}")]
+    /// A name for a field that several credentials have.
+    #[error("{rename}: several grants have that field; write GRANT.{field}, such as {example}.{field}")]
     Ambiguous { rename: String, field: String, example: GrantName },
     /// The credential is of another kind.
     #[error("grant `{grant}` gives a credential of type `{kind}`, but {wanted}")]
@@ -40,12 +47,45 @@ pub(crate) struct Given {
     pub(crate) credential: Credential,
 }
 
+impl Given {
+    /// Says that the credential is of no use here.
+    fn wrong_kind(&self, wanted: &'static str) -> DeliverError {
+        DeliverError::Kind { grant: self.grant.clone(), kind: self.credential.kind().to_owned(), wanted }
+    }
+
+    /// What stands for user and password; `username` where the credential names no user.
+    fn login<'a>(&'a self, username: &'a str) -> Result<(&'a str, &'a str), DeliverError> {
+        let field = |name: &str| self.credential.field(name).map(Secret::expose);
+        let secret = ["password", "token", "key"].into_iter().find_map(field);
+        let secret = secret.ok_or_else(|| self.wrong_kind("a password, a token or a key is needed"))?;
+        Ok((field("username").unwrap_or(username), secret))
+    }
+}
+
 /// A name with a value for it.
 #[derive(Debug)]
 pub(crate) struct Variable {
     pub(crate) name: String,
     pub(crate) value: Secret,
     grant: GrantName,
+}
+
+impl Variable {
+    /// A further variable of the credential of one grant.
+    pub(crate) fn of(given: &Given, name: &str, value: &str) -> Self {
+        Self { name: name.to_owned(), value: value.into(), grant: given.grant.clone() }
+    }
+
+    /// Whether it is of the credential of this grant.
+    pub(crate) fn is_of(&self, given: &Given) -> bool {
+        self.grant == given.grant
+    }
+
+    /// Names the file that its value was written to.
+    pub(crate) fn at(&self, path: &Path) -> Self {
+        let value = Secret::new(path.to_string_lossy().into_owned());
+        Self { name: self.name.clone(), value, grant: self.grant.clone() }
+    }
 }
 
 /// `NAME=field` or `NAME=grant.field`: under which name a field is handed over, instead of its default one.
@@ -86,13 +126,82 @@ impl fmt::Display for Rename {
 }
 
 impl Rename {
+    /// The field's name.
+    pub(crate) fn field(&self) -> &str {
+        &self.field
+    }
+
     fn is_for(&self, grant: &GrantName, field: &str) -> bool {
         self.field == field && self.grant.as_deref().is_none_or(|wanted| wanted == grant.as_str())
     }
 }
 
-/// How a way of delivery names a field by default: from the credential's kind and the field.
-pub(crate) type DefaultNames = fn(&str, &str) -> Vec<String>;
+/// How a way of delivery names a field by default.
+pub(crate) type DefaultNames<'a> = &'a dyn Fn(&Given, &str) -> Vec<String>;
+
+/// The one credential that a name is for.
+fn holder<'g>(given: &'g [Given], rename: &Rename, documents: bool) -> Result<&'g Given, DeliverError> {
+    let has = |g: &&Given| {
+        let name = rename.field.as_str();
+        rename.is_for(&g.grant, name)
+            && (g.credential.field(name).is_some() || documents && field_or_document(&g.credential, name).is_some())
+    };
+    match given.iter().filter(has).collect::<Vec<_>>().as_slice() {
+        [one] => Ok(one),
+        [] => {
+            let documents = |g: &Given| if documents { documents::names(g.credential.kind()) } else { &[] };
+            let names = given.iter().flat_map(|g| {
+                let fields = g.credential.fields().iter().map(|f| f.name.as_str());
+                fields.chain(documents(g).iter().copied())
+            });
+            let fields = names.collect::<Vec<_>>().join(", ");
+            Err(DeliverError::NoField { rename: rename.to_string(), fields })
+        }
+        [first, ..] => {
+            let (field, example) = (rename.field.clone(), first.grant.clone());
+            Err(DeliverError::Ambiguous { rename: rename.to_string(), field, example })
+        }
+    }
+}
+
+/// What several credentials put into files: the variables that are to name the files, with the files' contents. As
+/// asked, and where tools read a credential of a kind from nowhere else.
+///
+/// # Errors
+/// When a name fits no field or more than one, or two files have one name.
+pub(crate) fn files(given: &[Given], wanted: &[Rename]) -> Result<Vec<Variable>, DeliverError> {
+    let mut all: Vec<Variable> = Vec::new();
+    let mut add = |name: &str, given: &Given, field: &str| {
+        let Some(value) = field_or_document(&given.credential, field) else { return Ok(()) };
+        push(&mut all, Variable { name: name.to_owned(), value, grant: given.grant.clone() }, field)
+    };
+    for rename in wanted {
+        add(&rename.name, holder(given, rename, true)?, &rename.field)?;
+    }
+    for given in given.iter().filter(|given| given.credential.kind() == "kubernetes") {
+        if !wanted.iter().any(|rename| rename.is_for(&given.grant, "kubeconfig")) {
+            add("KUBECONFIG", given, "kubeconfig")?;
+        }
+    }
+    Ok(all)
+}
+
+/// Adds a variable, unless another grant set it.
+///
+/// # Errors
+/// [`DeliverError::Collision`]
+pub(crate) fn push(all: &mut Vec<Variable>, variable: Variable, field: &str) -> Result<(), DeliverError> {
+    if let Some(other) = all.iter().find(|other| other.name == variable.name) {
+        return Err(DeliverError::Collision {
+            variable: variable.name,
+            field: field.to_owned(),
+            first: other.grant.clone(),
+            second: variable.grant,
+        });
+    }
+    all.push(variable);
+    Ok(())
+}
 
 /// All variables of several credentials.
 ///
@@ -101,43 +210,24 @@ pub(crate) type DefaultNames = fn(&str, &str) -> Vec<String>;
 pub(crate) fn variables(
     given: &[Given],
     renames: &[Rename],
-    defaults: DefaultNames,
+    defaults: DefaultNames<'_>,
 ) -> Result<Vec<Variable>, DeliverError> {
     for rename in renames {
-        let fitting = given.iter().filter(|g| g.credential.fields().iter().any(|f| rename.is_for(&g.grant, &f.name)));
-        let fitting: Vec<&Given> = fitting.collect();
-        match fitting.as_slice() {
-            [_] => {}
-            [] => {
-                let fields = given.iter().flat_map(|g| g.credential.fields().iter().map(|f| f.name.as_str()));
-                let fields = fields.collect::<Vec<_>>().join(", ");
-                return Err(DeliverError::NoField { rename: rename.to_string(), fields });
-            }
-            [first, ..] => {
-                let (field, example) = (rename.field.clone(), first.grant.clone());
-                return Err(DeliverError::Ambiguous { rename: rename.to_string(), field, example });
-            }
-        }
+        holder(given, rename, false)?;
     }
     let mut all: Vec<Variable> = Vec::new();
-    for Given { grant, credential } in given {
+    for one in given {
+        let Given { grant, credential } = one;
         for field in credential.fields() {
             let renamed: Vec<String> =
                 renames.iter().filter(|r| r.is_for(grant, &field.name)).map(|r| r.name.clone()).collect();
-            let names = if renamed.is_empty() { defaults(credential.kind(), &field.name) } else { renamed };
+            let names = if renamed.is_empty() { defaults(one, &field.name) } else { renamed };
             for name in names {
-                if let Some(other) = all.iter().find(|other| other.name == name) {
-                    return Err(DeliverError::Collision {
-                        variable: name,
-                        field: field.name.clone(),
-                        first: other.grant.clone(),
-                        second: grant.clone(),
-                    });
-                }
                 if field.value.expose().contains('\0') {
                     return Err(DeliverError::Nul { field: field.name.clone(), grant: grant.clone() });
                 }
-                all.push(Variable { name, value: field.value.clone(), grant: grant.clone() });
+                let variable = Variable { name, value: field.value.clone(), grant: grant.clone() };
+                push(&mut all, variable, &field.name)?;
             }
         }
     }
@@ -145,7 +235,8 @@ pub(crate) fn variables(
 }
 
 /// The environment variables that the tools of each kind read.
-pub(crate) fn environment_names(kind: &str, field: &str) -> Vec<String> {
+pub(crate) fn environment_names(given: &Given, field: &str) -> Vec<String> {
+    let kind = given.credential.kind();
     let names: &[&str] = match (kind, field) {
         // botocore, configuration from environment variables.
         ("aws_session", "access_key_id") => &["AWS_ACCESS_KEY_ID"],
@@ -167,6 +258,8 @@ pub(crate) fn environment_names(kind: &str, field: &str) -> Vec<String> {
         // azure-identity, configuration of service principals.
         ("azure_token", "tenant") => &["AZURE_TENANT_ID"],
         ("azure_token", "client_id") => &["AZURE_CLIENT_ID"],
+        // Whole documents are of use in files only.
+        ("kubernetes", "kubeconfig" | "ca") => &[],
         ("api_key", "url") => &["JOBPASS_API_URL"],
         ("api_key", "key") => &["JOBPASS_API_KEY"],
         _ => return vec![shouted(&format!("JOBPASS_{kind}_{field}"))],
@@ -194,7 +287,7 @@ mod tests {
 
     fn check(given: &[Given], renames: &[&str]) -> Result<Vec<String>, String> {
         let renames: Vec<Rename> = renames.iter().map(|text| text.parse().expect("rename")).collect();
-        match variables(given, &renames, environment_names) {
+        match variables(given, &renames, &environment_names) {
             Ok(all) => Ok(all.iter().map(|v| format!("{}={}", v.name, v.value.expose())).collect()),
             Err(error) => Err(error.to_string()),
         }
@@ -244,7 +337,7 @@ mod tests {
             ),
             (vec![jwt("one"), jwt("two")], &["X=token"], Err("write GRANT.token, such as one.token")),
             (vec![jwt("one")], &["X=password"], Err("no credential here has that field; there are token")),
-            (vec![jwt("one")], &["X=two.token"], Err("--env X=two.token: no credential")),
+            (vec![jwt("one")], &["X=two.token"], Err("X=two.token: no credential")),
         ] {
             match (check(&given, renames), expected) {
                 (Ok(found), Ok(expected)) => assert_eq!(found, expected),
@@ -259,7 +352,7 @@ mod tests {
 
     #[test]
     fn shells_read_the_lines_back() {
-        let lines = shell_lines(&variables(&[postgres("db")], &[], environment_names).expect("variables"));
+        let lines = shell_lines(&variables(&[postgres("db")], &[], &environment_names).expect("variables"));
         let script = format!("{lines}printf %s \"$PGPASSWORD\"");
         let shell = std::process::Command::new("sh").args(["-c", &script]).output().expect("sh runs");
         assert_eq!(String::from_utf8_lossy(&shell.stdout), "pass'word");

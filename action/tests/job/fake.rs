@@ -1,7 +1,10 @@
 //! A CI and a jobpass server in one, on loopback: strict about what a client must send, scripted in
 //! what it answers.
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use jobpass_protocol::{Credential, ExchangeRequest, LeaseHandle, LeaseId, RevokeRequest, TokenRequest, TokenResponse};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::PrivateKeyDer};
@@ -132,6 +135,31 @@ impl Fake {
     }
 }
 
+/// A certificate over a public key (PROTOCOL.certkeys).
+fn certificate(line: &str) -> String {
+    use ring::signature::{Ed25519KeyPair, KeyPair as _};
+    let string = |bytes: &[u8]| [&u32::try_from(bytes.len()).expect("short").to_be_bytes(), bytes].concat();
+    let blob = STANDARD.decode(line.split(' ').nth(1).expect("a key")).expect("base64");
+    let kind = "ssh-ed25519-cert-v01@openssh.com";
+    let ca = Ed25519KeyPair::from_seed_unchecked(&[9; 32]).expect("a key");
+    let body = [
+        string(kind.as_bytes()),
+        string(&[7; 32]), // nonce
+        string(&blob[blob.len() - 32..]),
+        vec![0; 8], // serial
+        vec![0, 0, 0, 1],
+        string(b"key id"),
+        string(&string(b"deploy")),
+        vec![0; 8],
+        vec![255; 8],
+        [string(b""), string(b""), string(b"")].concat(),
+        string(&[string(b"ssh-ed25519"), string(ca.public_key().as_ref())].concat()),
+    ]
+    .concat();
+    let signature = [string(b"ssh-ed25519"), string(ca.sign(&body).as_ref())].concat();
+    format!("{kind} {} test", STANDARD.encode([body, string(&signature)].concat()))
+}
+
 pub(crate) fn jwt(audience: &str, life: i64, number: usize) -> String {
     #[expect(clippy::disallowed_methods, reason = "a token's life is measured by the clock that the client reads")]
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
@@ -218,6 +246,16 @@ impl State {
             "api" => Credential::bearer("bearer-token-of-the-api".into()),
             "other-api" => Credential::bearer("bearer-token-of-the-api-and-more".into()),
             "key" => Credential::bearer(KEY.into()),
+            "k8s" => Credential::kubernetes(
+                "https://k8s.example",
+                None,
+                "prod",
+                "service-account-token".into(),
+                r#"{"users":[{"user":{"token":"service-account-token"}}]}"#.into(),
+                "2026-01-01T00:00:00Z",
+            ),
+            "id" => Credential::jwt("header.payload.signature".into()),
+            "ssh" => Credential::ssh_certificate(&certificate(request.public_key.as_deref().expect("a key"))),
             "aws" => Credential::aws_session("ASIA1", "aws-secret".into(), "aws-token".into(), "2026-01-01T00:00:00Z"),
             _ => {
                 let denial = r#"{"error":"invalid_target","error_description":"not yours","decision_id":"d-1"}"#;

@@ -5,6 +5,7 @@ mod asking;
 mod delivery;
 mod exec;
 mod fake;
+mod helpers;
 
 use fake::Fake;
 use std::{

@@ -138,6 +138,13 @@ impl Credential {
         )
     }
 
+    /// An OpenSSH user certificate over the job's own key, as a line of a `-cert.pub` file. It is of no use
+    /// without that key's private half, which only the job has.
+    #[must_use]
+    pub fn ssh_certificate(certificate: &str) -> Self {
+        Self::of("ssh_certificate", [("certificate", certificate.into())])
+    }
+
     /// The credential that the job has already, with a later expiry.
     #[must_use]
     pub fn unchanged() -> Self {
@@ -158,13 +165,6 @@ impl Credential {
                 ("sslmode", sslmode.into()),
             ],
         )
-    }
-
-    /// An OpenSSH user certificate over the job's own key, as a line of a `-cert.pub` file. It is of no use
-    /// without that key's private half, which only the job has.
-    #[must_use]
-    pub fn ssh_certificate(certificate: &str) -> Self {
-        Self::of("ssh_certificate", [("certificate", certificate.into())])
     }
 
     /// A client certificate over the job's own key in PEM, with its authority's behind it. It is of no use
@@ -196,6 +196,12 @@ impl Credential {
     #[must_use]
     pub fn field(&self, name: &str) -> Option<&Secret> {
         self.fields.iter().find(|field| field.name == name).map(|field| &field.value)
+    }
+
+    /// Whether a field of this name must never be shown.
+    #[must_use]
+    pub fn is_secret(&self, name: &str) -> bool {
+        !PUBLIC_FIELDS.contains(&name)
     }
 
     /// Whether the whole credential is one bearer token (RFC 8693 §2.2.1 `token_type`).
