@@ -1,7 +1,7 @@
 //! The admin commands' side of the Unix socket, and how they print.
 
 use crate::http::admin::{
-    AdminError, FreezeRequest, FreezeView, LeaseView, ReloadView, RotateRequest, SOCKET, Selection,
+    AdminError, FreezeRequest, FreezeView, LeaseView, ReloadView, ResealView, RotateRequest, SOCKET, Selection,
 };
 use crate::signing::{Published, Rotation};
 use anyhow::{Context as _, anyhow};
@@ -96,6 +96,14 @@ impl Admin {
     /// When the server does not answer or cannot write the key.
     pub async fn rotate(&self, rotation: Rotation) -> anyhow::Result<Vec<Published>> {
         self.ask("/keys/rotate", &RotateRequest { rotation }).await
+    }
+
+    /// Reads the sealing keys again, and seals anew what the first one did not seal.
+    ///
+    /// # Errors
+    /// When the server does not answer, a key is missing, or the store cannot be written.
+    pub async fn reseal(&self) -> anyhow::Result<ResealView> {
+        self.ask("/keys/reseal", &()).await
     }
 
     /// Reads the policy directories again now.

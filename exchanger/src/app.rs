@@ -7,8 +7,12 @@ use crate::{
     config::Config,
     exchange::hash,
     http::{self, server::Served},
-    leases::reaper::Reaper,
+    leases::{
+        reaper::Reaper,
+        resealing::{self, ResealError},
+    },
     policies::{self, Policies, Report},
+    sealing::Sealing,
     signing::Keys,
     store::{Hash, SqliteStore, Store, StoreError},
     telemetry::Metrics,
@@ -55,6 +59,8 @@ pub struct App {
     pub store: Arc<dyn Store>,
     /// Our signing keys.
     pub keys: Arc<Keys>,
+    /// What seals what leases keep.
+    pub sealing: Arc<Sealing>,
     /// What takes credentials back.
     pub reaper: Arc<Reaper>,
     /// What is counted.
@@ -84,6 +90,9 @@ pub enum StartError {
     /// An issuer cannot be trusted as it is configured.
     #[error("issuers: {0}")]
     Issuers(VerifierError),
+    /// What the store keeps sealed cannot be opened.
+    #[error(transparent)]
+    Sealing(#[from] ResealError),
     /// A backend cannot be built from its config.
     #[error("backends.{0}")]
     Backend(String),
@@ -193,7 +202,7 @@ pub fn policy_world(config: &Config) -> Result<(Vec<jobpass_policy::Issuer>, Bac
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let scratch = Scratch::make()?;
     let keys = Keys::open(&scratch.0, Arc::clone(&clock), config.signing.clone())?;
-    Ok((policy_issuers(config), build_backends(config, &clock, &keys)?))
+    Ok((policy_issuers(config), build_backends(config, &clock, &keys, &config.sealing())?))
 }
 
 /// A directory for keys that nobody will need again.
@@ -214,8 +223,13 @@ impl Drop for Scratch {
     }
 }
 
-fn build_backends(config: &Config, clock: &Arc<dyn Clock>, keys: &Arc<Keys>) -> Result<Backends, StartError> {
-    registry::build_all(&config.backends, &config.build_context(clock, keys))
+fn build_backends(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    keys: &Arc<Keys>,
+    sealing: &Arc<Sealing>,
+) -> Result<Backends, StartError> {
+    registry::build_all(&config.backends, &config.build_context(clock, keys, sealing))
         .map_err(|error| StartError::Backend(error.to_string()))
 }
 
@@ -251,7 +265,8 @@ pub struct Running {
 /// One variant per reason; see [`StartError`].
 pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, StartError> {
     let keys = Keys::open(&config.state_dir.join("keys"), Arc::clone(&clock), config.signing.clone())?;
-    let backends = build_backends(&config, &clock, &keys)?;
+    let sealing = config.sealing();
+    let backends = build_backends(&config, &clock, &keys, &sealing)?;
     backends.preflight().map_err(|error| StartError::Backend(error.to_string()))?;
     let verifier = build_verifier(&config, &clock)?;
     let (policies, report) =
@@ -262,6 +277,7 @@ pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, Sta
         return Err(StartError::Policies(report.diagnostics.join("\n")));
     }
     let store = SqliteStore::open(&config.state_dir.join("jobpass.db"), config.store.clone(), Arc::clone(&clock))?;
+    resealing::check(&sealing, &*store).await?;
     let reaper = Arc::new(Reaper::new(Arc::clone(&store) as Arc<dyn Store>, backends.clone(), Arc::clone(&clock)));
     let app = Arc::new(App {
         public_url: config.public_url.clone(),
@@ -272,6 +288,7 @@ pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, Sta
         backends,
         store,
         keys,
+        sealing,
         reaper,
         metrics,
         revocations: moka::future::Cache::builder().time_to_live(REVOCATIONS_FRESH).build(),
@@ -283,6 +300,7 @@ pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, Sta
         tokio::spawn(Arc::clone(&app.reaper).run(stopped.clone())),
         tokio::spawn(watch_policies(Arc::clone(&app), config.policy_interval, stopped.clone())),
         tokio::spawn(prune(Arc::clone(&app), stopped.clone())),
+        tokio::spawn(seal_anew(Arc::clone(&app))),
     ];
 
     let io = |what: String| move |source| StartError::Io { what, source };
@@ -384,6 +402,18 @@ pub(crate) async fn reload_policies(app: &Arc<App>) -> Report {
         app.record(entry, None).await;
     }
     report
+}
+
+/// After a start with another key first; `keys rotate --sealing` does the same while the server runs.
+async fn seal_anew(app: Arc<App>) {
+    if !app.sealing.configured() {
+        return;
+    }
+    match resealing::reseal(&app.sealing, &*app.store).await {
+        Ok((_, 0)) => {}
+        Ok((key, count)) => tracing::info!(%key, count, "what leases keep is sealed anew"),
+        Err(error) => tracing::error!(%error, "what leases keep is not sealed anew: keep the old key, and look why"),
+    }
 }
 
 async fn prune(app: Arc<App>, mut stop: watch::Receiver<bool>) {

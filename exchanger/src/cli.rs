@@ -234,6 +234,10 @@ enum KeysCommand {
         /// ones signed are refused as soon as their readers fetch the key set again.
         #[arg(long)]
         at_once: bool,
+        /// Not those that sign, but those that seal what leases keep: read `sealing.keys` again, and seal
+        /// everything anew with the first. After that the others can be removed there.
+        #[arg(long, conflicts_with = "at_once")]
+        sealing: bool,
         #[command(flatten)]
         reach: Reach,
     },
@@ -281,7 +285,8 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
             print_freezes(&flags.reach.admin()?.freeze(&request).await?)
         }
         Command::Keys(KeysCommand::List { reach }) => print_json(&reach.admin()?.keys().await?),
-        Command::Keys(KeysCommand::Rotate { at_once, reach }) => {
+        Command::Keys(KeysCommand::Rotate { sealing: true, reach, .. }) => print_json(&reach.admin()?.reseal().await?),
+        Command::Keys(KeysCommand::Rotate { at_once, reach, .. }) => {
             let rotation = if at_once { Rotation::AtOnce } else { Rotation::Overlapping };
             print_json(&reach.admin()?.rotate(rotation).await?)
         }

@@ -248,7 +248,7 @@ pub async fn give_back(app: &Arc<App>, request: RevokeRequest) -> Result<RevokeR
             Ok(family) => Ok(told(&app.reaper.take_back(family).await)),
             Err(error) => {
                 // Revocation never waits for the store: it is idempotent, and recorded later.
-                app.reaper.take_back_unrecorded(lease).await;
+                app.reaper.take_back_unrecorded(lease, None).await;
                 Err(error)
             }
         }
@@ -375,19 +375,23 @@ async fn issue_remote(
         }
     };
     let minted = match slot.mint(backend.deadline(), || backend.mint(&pending, order, &plan.rendered)).await {
+        Ok(_) if backend.revocability() == Revocability::ByToken && pending.kept().is_none() => {
+            let error = MintError::OutcomeUnknown("nothing was kept by which to take it back".to_owned());
+            return Err(abandon(app, story, pending, waiting, error).await);
+        }
         Ok(minted) => minted,
         Err(error) => return Err(abandon(app, story, pending, waiting, error).await),
     };
     let active = State::Active { expires_at: minted.expires_at };
     let entry = story.entry(Event::Issued, permit, pending.lease(), minted.expires_at);
-    match app.store.transition(order.lease, waiting, active, Some(entry)).await {
+    match app.store.transition(order.lease, waiting, active, pending.kept().cloned(), Some(entry)).await {
         Ok(true) => Ok(answer(permit, order, minted, handle, backend.revocability() != Revocability::None)),
         lost => {
             // Somebody decided to take it back while it was made (or the store is gone): it is here, so
             // it can be taken back for certain now.
-            take_back_minted(app, pending.lease().id(), minted.expires_at).await;
+            take_back_minted(app, &pending, minted.expires_at).await;
             if lost.is_err() {
-                app.reaper.take_back_unrecorded(pending.lease().clone()).await;
+                app.reaper.take_back_unrecorded(pending.lease().clone(), pending.kept().cloned()).await;
             }
             lost?;
             Err(Refusal::Denied { decision: story.decision, reasons: Vec::new() })
@@ -400,10 +404,11 @@ async fn abandon(app: &App, story: &Story, pending: PendingLease, waiting: State
     let lease = pending.lease();
     let certainly_nothing = !matches!(error, MintError::OutcomeUnknown(_));
     let now = app.clock.now();
-    let after = if certainly_nothing {
-        Some(State::Ended { how: Ending::Abandoned, at: now })
-    } else {
-        waiting.take_back(lease.placement().revocability, now, Ending::Abandoned)
+    let after = match pending.kept() {
+        // Something came to be all the same, and this takes it back.
+        Some(_) => Some(State::take_back_now(now, Ending::Abandoned)),
+        None if certainly_nothing => Some(State::Ended { how: Ending::Abandoned, at: now }),
+        None => waiting.take_back(lease.placement().revocability, now, Ending::Abandoned),
     };
     tracing::warn!(decision = %story.decision, lease = %lease.id(), backend = %lease.placement().backend, %error, "mint failed");
     let mut entry = Entry::new(now, Event::Failed);
@@ -413,7 +418,7 @@ async fn abandon(app: &App, story: &Story, pending: PendingLease, waiting: State
     entry.backend = Some(lease.placement().backend.clone());
     entry.reason = Some(error.to_string());
     if let Some(after) = after
-        && let Err(error) = app.store.transition(lease.id(), waiting, after, Some(entry)).await
+        && let Err(error) = app.store.transition(lease.id(), waiting, after, pending.kept().cloned(), Some(entry)).await
     {
         // The lease stays `Pending` on disk, and the reaper comes for it.
         tracing::warn!(lease = %lease.id(), %error, "a failed mint is not recorded yet");
@@ -423,15 +428,17 @@ async fn abandon(app: &App, story: &Story, pending: PendingLease, waiting: State
 }
 
 /// The credential exists for certain, and its lease is on the way out: says so in the lease, and takes it back.
-async fn take_back_minted(app: &App, id: LeaseId, expires_at: Timestamp) {
+async fn take_back_minted(app: &App, pending: &PendingLease, expires_at: Timestamp) {
+    let id = pending.lease().id();
     let Ok(Some(lease)) = app.store.lease(id).await else { return };
     let now = app.clock.now();
     let known = match *lease.state() {
-        State::Revoking { because, .. } => State::Revoking { attempts: 0, next_at: now, certain_at: None, because },
+        State::Revoking { because, .. } => State::take_back_now(now, because),
+        State::Outliving { because, .. } if pending.kept().is_some() => State::take_back_now(now, because),
         State::Outliving { because, .. } => State::Outliving { until: expires_at, why: Outlives::Irrevocable, because },
         _ => return,
     };
-    if let Err(error) = app.store.transition(id, lease.state().clone(), known, None).await {
+    if let Err(error) = app.store.transition(id, lease.state().clone(), known, pending.kept().cloned(), None).await {
         tracing::warn!(lease = %id, %error, "the outcome of a mint is not recorded yet");
     }
     if let Ok(Some(lease)) = app.store.lease(id).await {

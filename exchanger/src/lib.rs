@@ -16,6 +16,7 @@ pub mod leases;
 pub mod outbound;
 pub mod policies;
 pub mod policy_cli;
+pub mod sealing;
 pub mod signing;
 pub mod store;
 pub mod telemetry;

@@ -6,6 +6,8 @@ use super::{
 use crate::{
     clock::Clock,
     config::{Env, SecretRef},
+    leases::Revocability,
+    sealing::{Sealing, SealingError},
     signing::Keys,
 };
 use jobpass_protocol::BackendName;
@@ -136,6 +138,8 @@ pub struct BuildContext {
     pub clock: Arc<dyn Clock>,
     /// Our signing keys.
     pub keys: Arc<Keys>,
+    /// What seals what a lease must keep.
+    pub sealing: Arc<Sealing>,
     /// The server's URL: the issuer of the tokens that we sign.
     pub public_url: String,
     /// Where `env:` and `credential:` secrets come from.
@@ -154,10 +158,7 @@ impl BuildContext {
     /// A secret's reference as it was meant.
     #[must_use]
     pub fn secret(&self, reference: SecretRef) -> SecretRef {
-        match reference {
-            SecretRef::File(path) => SecretRef::File(self.path(&path)),
-            other => other,
-        }
+        reference.within(&self.base)
     }
 }
 
@@ -181,6 +182,11 @@ pub fn build_all(files: &BTreeMap<BackendName, Configured>, context: &BuildConte
     let built = files.iter().map(|(name, Configured { file, limits })| {
         let backend = build(file.clone(), context, &presented);
         let backend = backend.map_err(|message| BuildError { name: name.clone(), message })?;
+        let keeps = matches!(&backend, Backend::Remote(remote) if remote.revocability() == Revocability::ByToken);
+        if keeps && !context.sealing.configured() {
+            let why = "what takes its credentials back is kept sealed, and";
+            return Err(BuildError { name: name.clone(), message: format!("{why} {}", SealingError::NoKey) });
+        }
         Ok((name.clone(), backend, *limits))
     });
     built.collect::<Result<Vec<_>, _>>().map(Backends::new)

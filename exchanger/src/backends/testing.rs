@@ -6,7 +6,8 @@ use super::{
 };
 use crate::{
     clock::{Clock, ManualClock, Timestamp},
-    config::Env,
+    config::{Env, SecretRef},
+    sealing::Sealing,
     signing::{KeyType, Keys, Settings},
 };
 use jobpass_policy::{
@@ -87,6 +88,7 @@ impl Bench {
         let directory = tempfile::tempdir().expect("a directory");
         let clock: Arc<dyn Clock> = Arc::new(ManualClock::at(NOW));
         let context = BuildContext {
+            sealing: Arc::new(Sealing::new(SecretRef::try_from("env:SEALING".to_owned()).ok(), Env::default())),
             keys: Keys::open(directory.path(), Arc::clone(&clock), settings).expect("keys"),
             clock,
             public_url: "https://jobpass.acme.example".to_owned(),

@@ -1,7 +1,7 @@
 //! The config file as it is written. Unknown keys are refused; what the program runs on is
 //! [`super::Config`].
 
-use crate::{backends::registry::Configured, signing::KeyType};
+use crate::{backends::registry::Configured, config::SecretRef, signing::KeyType};
 use jobpass_protocol::{BackendName, IssuerName};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -47,6 +47,16 @@ pub struct File {
     /// The keys that jobpass signs with.
     #[serde(default)]
     pub signing: Signing,
+    /// The keys of what leases keep.
+    pub sealing: Option<Sealing>,
+}
+
+/// What seals what a lease must keep of a credential that can only be taken back with itself.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Sealing {
+    /// The keys, by reference: 32 bytes in base64, one a line. The first seals, all open.
+    pub keys: SecretRef,
 }
 
 /// A certificate chain and its key, PEM.

@@ -1,11 +1,12 @@
 //! From the file as it is written to the config as it is meant, or every problem that it has.
 
-use super::{ConfigError, Env, Problem, Problems, file};
+use super::{ConfigError, Env, Problem, Problems, SecretRef, file};
 use crate::{
     audit::StreamSettings,
     backends::registry::{BuildContext, Configured},
     clock::Clock,
     http::server::Certificate,
+    sealing::Sealing,
     signing::{self, JWKS_MAX_AGE, Keys},
     store::SqliteOptions,
     token::issuer::{KeySource, TrustedIssuer},
@@ -50,6 +51,8 @@ pub struct Config {
     pub store: SqliteOptions,
     /// The signing keys' numbers.
     pub signing: signing::Settings,
+    /// Where the sealing keys are.
+    pub sealing: Option<SecretRef>,
     /// A workload's limit; 0: none.
     pub exchanges_per_minute: u32,
     /// How often policy directories are looked at.
@@ -81,10 +84,17 @@ impl Config {
         Reader { path, text, base, problems: Vec::new() }.resolve(file, env)
     }
 
+    /// What seals; it has read no key yet.
+    #[must_use]
+    pub fn sealing(&self) -> Arc<Sealing> {
+        Arc::new(Sealing::new(self.sealing.clone(), self.env.clone()))
+    }
+
     /// What backends are built with.
     #[must_use]
-    pub fn build_context(&self, clock: &Arc<dyn Clock>, keys: &Arc<Keys>) -> BuildContext {
+    pub fn build_context(&self, clock: &Arc<dyn Clock>, keys: &Arc<Keys>, sealing: &Arc<Sealing>) -> BuildContext {
         BuildContext {
+            sealing: Arc::clone(sealing),
             clock: Arc::clone(clock),
             keys: Arc::clone(keys),
             public_url: self.public_url.clone(),
@@ -142,6 +152,7 @@ impl Reader<'_> {
                 keep_audit: limits.keep_audit.as_ref().map(|text| self.duration(Some(text), Duration::ZERO)),
             },
             signing: self.signing(file.signing),
+            sealing: file.sealing.map(|sealing| sealing.keys.within(self.base)),
             exchanges_per_minute: limits.exchanges_per_minute.unwrap_or(DEFAULT_EXCHANGES_PER_MINUTE),
             policy_interval: self.duration(limits.policy_interval.as_ref(), Duration::from_secs(10)),
             drain: self.duration(limits.drain.as_ref(), Duration::from_secs(30)),

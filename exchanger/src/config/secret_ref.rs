@@ -3,7 +3,10 @@
 use super::env::Env;
 use jobpass_protocol::Secret;
 use serde::{Deserialize, Serialize};
-use std::{fmt, path::PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 /// Where a secret is: `file:/path`, `env:NAME`, or `credential:NAME` (systemd's
 /// `LoadCredential=`, read from `$CREDENTIALS_DIRECTORY`).
@@ -78,6 +81,15 @@ impl fmt::Debug for SecretRef {
 }
 
 impl SecretRef {
+    /// The same, with a relative path as it was meant.
+    #[must_use]
+    pub fn within(self, base: &Path) -> Self {
+        match self {
+            Self::File(path) => Self::File(base.join(path)),
+            other => other,
+        }
+    }
+
     /// Reads the secret.
     ///
     /// # Errors

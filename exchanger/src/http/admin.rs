@@ -5,7 +5,7 @@ use crate::{
     app::{App, reload_policies},
     audit::{Entry, Event, find},
     clock::Timestamp,
-    leases::{Ending, Lease},
+    leases::{Ending, Lease, resealing},
     signing::{Published, Rotation},
     store::{Filter, FreezeTarget, Revocation, StoreError, Targets},
 };
@@ -206,6 +206,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/freezes", post(freezes))
         .route("/keys", post(keys))
         .route("/keys/rotate", post(rotate))
+        .route("/keys/reseal", post(reseal))
         .route("/policies/reload", post(reload))
         .layer(middleware::from_fn(own_user_only))
         .with_state(app)
@@ -362,6 +363,31 @@ async fn rotate(
     });
     app.record(entry, None).await;
     Ok(Json(published))
+}
+
+/// What is sealed anew, as an admin sees it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ResealView {
+    /// The id of the key that seals now.
+    pub key: String,
+    /// How many leases were sealed with another.
+    pub leases: usize,
+}
+
+async fn reseal(
+    State(app): State<Arc<App>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+) -> Result<Json<ResealView>, Refused> {
+    let failed = |error: String| Refused(StatusCode::INTERNAL_SERVER_ERROR, error);
+    app.sealing.load().map_err(|error| failed(error.to_string()))?;
+    let (key, leases) =
+        resealing::reseal(&app.sealing, &*app.store).await.map_err(|error| failed(error.to_string()))?;
+    let mut entry = Entry::new(app.clock.now(), Event::Keys);
+    entry.actor = Some(peer.name());
+    entry.reason = Some(format!("sealed anew with the key {key}"));
+    entry.count = u64::try_from(leases).ok();
+    app.record(entry, None).await;
+    Ok(Json(ResealView { key: key.to_string(), leases }))
 }
 
 /// How a reload went, as an admin sees it.

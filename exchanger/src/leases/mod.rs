@@ -4,8 +4,9 @@
 //! compare-and-set. `Ended` never means "probably".
 
 pub mod reaper;
+pub mod resealing;
 
-use crate::clock::Timestamp;
+use crate::{clock::Timestamp, sealing::Sealed};
 use jobpass_protocol::{BackendName, GrantName, IssuerName, LeaseId, RuleName};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -138,6 +139,12 @@ impl State {
         }
     }
 
+    /// The state of a credential that came to be while, or before, it was decided to take it back.
+    #[must_use]
+    pub const fn take_back_now(now: Timestamp, because: Ending) -> Self {
+        Self::Revoking { attempts: 0, next_at: now, certain_at: None, because }
+    }
+
     /// The state after the decision to take the credential back; `None` when that was decided before,
     /// or when there is nothing left to take.
     #[must_use]
@@ -157,7 +164,7 @@ impl State {
             Self::Active { expires_at } if revocability == Revocability::None => {
                 Some(Self::Outliving { until: expires_at, why: Outlives::Irrevocable, because })
             }
-            Self::Active { .. } => Some(Self::Revoking { attempts: 0, next_at: now, certain_at: None, because }),
+            Self::Active { .. } => Some(Self::take_back_now(now, because)),
             Self::Revoking { .. } | Self::Outliving { .. } | Self::Ended { .. } => None,
         }
     }
@@ -220,6 +227,7 @@ pub struct Lease {
     pub(crate) token: TokenKey,
     pub(crate) policy_digest: Arc<str>,
     pub(crate) state: State,
+    pub(crate) sealed: Option<Sealed>,
 }
 
 /// The leases that one exchange and its renewals made: a chain.
@@ -247,7 +255,7 @@ impl Lease {
         policy_digest: Arc<str>,
         state: State,
     ) -> Self {
-        Self { id, family, subject, placement, opened_at, token, policy_digest, state }
+        Self { id, family, subject, placement, opened_at, token, policy_digest, state, sealed: None }
     }
 
     /// The lease's id.
@@ -290,6 +298,12 @@ impl Lease {
     #[must_use]
     pub fn policy_digest(&self) -> &str {
         &self.policy_digest
+    }
+
+    /// What it keeps, sealed, so that its credential can be taken back ([`Revocability::ByToken`]).
+    #[must_use]
+    pub const fn sealed(&self) -> Option<&Sealed> {
+        self.sealed.as_ref()
     }
 
     /// Where the lease stands.

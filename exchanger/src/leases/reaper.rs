@@ -9,6 +9,7 @@ use crate::{
     audit::Entry,
     backends::{Backend, Backends, RemoteBackend, Revoked, limits::Limits},
     clock::{Clock, Timestamp},
+    sealing::Sealed,
     store::{Store, StoreError},
 };
 use futures_util::{StreamExt as _, stream};
@@ -171,11 +172,17 @@ impl Reaper {
         states
     }
 
-    /// Takes back a lease although the store could not record the decision.
-    pub async fn take_back_unrecorded(&self, lease: Lease) {
+    /// Takes back a lease although the store could not record the decision. `kept` is what a lease in the
+    /// making was to keep: its credential came to be.
+    pub async fn take_back_unrecorded(&self, mut lease: Lease, kept: Option<Sealed>) {
         let because = if matches!(lease.state, State::Pending { .. }) { Ending::Abandoned } else { Ending::Revoked };
         let now = self.clock.now();
-        if let Some(mut next) = lease.state.take_back(lease.placement.revocability, now, because) {
+        let next = match kept {
+            None => lease.state.take_back(lease.placement.revocability, now, because),
+            Some(_) => Some(State::take_back_now(now, because)),
+        };
+        lease.sealed = lease.sealed.or(kept);
+        if let Some(mut next) = next {
             if let State::Revoking { next_at, .. } = &mut next {
                 *next_at = now;
             }
@@ -293,7 +300,7 @@ impl Reaper {
         lease.state = next.clone();
         let entry = tell.then(|| Entry::of_lease(lease, self.clock.now()));
         if !lock(&self.unrecorded).contains_key(&lease.id) {
-            match self.store.transition(lease.id, before.state.clone(), next.clone(), entry.clone()).await {
+            match self.store.transition(lease.id, before.state.clone(), next.clone(), None, entry.clone()).await {
                 // Where somebody else moved it meanwhile, it is due again, and taking back is idempotent.
                 Ok(moved) => return moved,
                 Err(error) => {
@@ -320,7 +327,8 @@ impl Reaper {
         for lease in waiting {
             self.process(lease.clone()).await;
             let Some(known) = lock(&self.unrecorded).remove(&lease.id) else { continue };
-            let written = self.store.transition(lease.id, lease.state, known.now.clone(), known.entry.clone()).await;
+            let (now, entry) = (known.now.clone(), known.entry.clone());
+            let written = self.store.transition(lease.id, lease.state, now, lease.sealed, entry).await;
             if written.is_err() {
                 // Unless something newer came in between.
                 lock(&self.unrecorded).entry(lease.id).or_insert(known);

@@ -8,6 +8,7 @@ use crate::{
     audit::{Entry, Event, Line, Link},
     clock::{Clock, ManualClock, Timestamp},
     leases::{Ending, Family, Lease, Outlives, Placement, Revocability, State, Subject, TokenKey},
+    sealing::Sealed,
 };
 use futures_util::future::{BoxFuture, join_all};
 use jobpass_protocol::{BackendName, GrantName, IssuerName, LeaseId, RuleName};
@@ -202,6 +203,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("revoke wins over renew", |w| Box::pin(revoke_wins(w))),
     ("an admin's revocation closes the session", |w| Box::pin(closed_sessions(w))),
     ("states change by compare-and-set", |w| Box::pin(compare_and_set(w))),
+    ("what a lease keeps comes with its activation and goes with its end", |w| Box::pin(keeps(w))),
     ("the agenda, what is due, what expires", |w| Box::pin(agenda(w))),
     ("listings", |w| Box::pin(listings(w))),
     ("freezes", |w| Box::pin(freezes(w))),
@@ -312,7 +314,7 @@ async fn lost_in_flight(w: &mut World) {
     assert!(matches!(w.store.open_pending(first).await, Ok(Opened::Yes { .. })));
     let second = w.opening(by(), w.pending(), Revocability::ByName);
     assert!(matches!(w.store.open_pending(second).await, Ok(Opened::Yes { .. })));
-    let activated = w.store.transition(id, waiting, w.active(), None).await.expect("the store works");
+    let activated = w.store.transition(id, waiting, w.active(), None, None).await.expect("the store works");
     assert!(!activated, "what was superseded in flight never becomes active");
     assert_eq!(over(&w.state(id).await), Some(Ending::Superseded));
 }
@@ -399,7 +401,7 @@ async fn void_renewal(w: &mut World) {
         let opened = w.store.open_pending(opening).await.expect("the store works");
         assert!(matches!(opened, Opened::Yes { .. }), "nobody was given anything for the handle: {opened:?}");
         let ended = State::Ended { how: Ending::Abandoned, at: w.now() };
-        assert!(w.store.transition(id, waiting, ended, None).await.expect("the store works"));
+        assert!(w.store.transition(id, waiting, ended, None, None).await.expect("the store works"));
     }
 }
 
@@ -412,7 +414,7 @@ async fn revoke_wins(w: &mut World) {
     // Revoked by the spent handle's lease while its renewal is in flight: all of the family goes.
     let family = w.revoke(Targets::Family(lease), Ending::Revoked).await;
     assert_eq!(family.iter().map(Lease::id).collect::<Vec<_>>(), [lease, child]);
-    assert!(!w.store.transition(child, waiting, w.active(), None).await.expect("the store works"));
+    assert!(!w.store.transition(child, waiting, w.active(), None, None).await.expect("the store works"));
     assert_eq!(w.renew(&rotation, w.active()).await.map(drop), Err(Refusal::LeaseOver));
     let again = w.revoke(Targets::Family(child), Ending::RevokedByAdmin).await;
     assert!(again.iter().all(|lease| over(lease.state()) == Some(Ending::Revoked)), "the first decision stands");
@@ -443,9 +445,54 @@ async fn compare_and_set(w: &mut World) {
     ] {
         let entries = w.audit().await.len();
         let entry = Entry::new(w.now(), Event::Ended);
-        let answer = w.store.transition(lease, from.clone(), to, Some(entry)).await.expect("the store works");
+        let answer = w.store.transition(lease, from.clone(), to, None, Some(entry)).await.expect("the store works");
         assert_eq!(answer, expected, "from {from:?}");
         assert_eq!(w.audit().await.len() - entries, usize::from(expected), "an entry for each change");
+    }
+}
+
+async fn keeps(w: &mut World) {
+    let text = |n: u8| Sealed::stored(&[n; 40]);
+    let mut ids = Vec::new();
+    for n in 0..5 {
+        let by = Entitlement::Token(w.binding(w.token(), None, None));
+        let opening = w.opening(by, w.pending(), Revocability::ByToken);
+        let (id, waiting) = (opening.lease.id(), w.pending());
+        let Opened::Yes { value, .. } = w.store.open_pending(opening).await.expect("opens") else { panic!("refused") };
+        value.keep(text(n));
+        value.keep(text(99));
+        assert_eq!(value.kept(), Some(&text(n)), "the first stays");
+        assert_eq!(w.store.lease(id).await.expect("reads").expect("is there").sealed(), None);
+        let kept = value.kept().cloned();
+        let lost = w.store.transition(id, w.active(), w.active(), kept.clone(), None).await.expect("the store works");
+        assert!(!lost && w.store.sealed(None, 9).await.expect("reads").len() == ids.len(), "nothing without the state");
+        assert!(w.store.transition(id, waiting, w.active(), kept, None).await.expect("the store works"));
+        ids.push(id);
+    }
+    let kept = async |w: &World, id: LeaseId| {
+        w.store.lease(id).await.expect("reads").and_then(|lease| lease.sealed().cloned())
+    };
+    w.reopen().await;
+    assert_eq!(kept(w, ids[2]).await, Some(text(2)), "it is durable");
+    for (after, limit, expected) in [(None, 2, &ids[..2]), (Some(ids[1]), 9, &ids[2..]), (Some(ids[4]), 9, &[])] {
+        let listed = w.store.sealed(after, limit).await.expect("reads");
+        assert_eq!(listed.iter().map(Lease::id).collect::<Vec<_>>(), expected);
+    }
+    // On its way out it keeps what it has, whatever comes along, and nothing once it ended.
+    let leaving = State::take_back_now(w.now(), Ending::Revoked);
+    let ended = State::Ended { how: Ending::Revoked, at: w.now() };
+    w.store.transition(ids[0], w.active(), leaving.clone(), Some(text(9)), None).await.expect("the store works");
+    assert_eq!(kept(w, ids[0]).await, Some(text(0)));
+    w.store.transition(ids[0], leaving, ended, None, None).await.expect("the store works");
+    assert_eq!(kept(w, ids[0]).await, None);
+    let changes = vec![(ids[0], text(0), text(9)), (ids[1], text(1), text(9)), (ids[2], text(7), text(9))];
+    assert_eq!(w.store.reseal(changes).await.expect("the store works"), 1, "where it keeps what was read");
+    assert_eq!((kept(w, ids[1]).await, kept(w, ids[2]).await), (Some(text(9)), Some(text(2))));
+    assert_eq!(w.store.seal_check().await.expect("reads"), None);
+    for n in [1, 2] {
+        w.store.set_seal_check(text(n)).await.expect("the store works");
+        w.reopen().await;
+        assert_eq!(w.store.seal_check().await.expect("reads"), Some(text(n)));
     }
 }
 
@@ -495,7 +542,7 @@ async fn listings(w: &mut World) {
     let (second, _) = w.fresh().await;
     let was = w.state(first).await;
     let ended = State::Ended { how: Ending::Revoked, at: w.now() };
-    w.store.transition(first, was, ended, None).await.expect("writes");
+    w.store.transition(first, was, ended, None, None).await.expect("writes");
     let grant = |name| Some(GrantName::parse(name).expect("a name"));
     let issuer = |name| Some(IssuerName::parse(name).expect("a name"));
     let claim = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
@@ -567,7 +614,7 @@ async fn pruning(w: &mut World) {
     w.renew(&rotation, w.active()).await.expect("renews");
     let was = w.state(lease).await;
     let ended = State::Ended { how: Ending::Revoked, at: w.now() };
-    w.store.transition(lease, was, ended, None).await.expect("writes");
+    w.store.transition(lease, was, ended, None, None).await.expect("writes");
     assert_eq!(w.store.prune(w.now()).await.expect("prunes"), 0, "nothing is old");
     let token = w.token();
     w.exchange(w.binding(token, None, None)).await.expect("the first use");

@@ -13,10 +13,12 @@ use crate::{
     audit::{Entry, Line, Link},
     clock::Timestamp,
     leases::{Ending, Lease, State, TokenKey},
+    sealing::Sealed,
 };
 use futures_util::future::BoxFuture;
 use jobpass_policy::Freezes;
 use jobpass_protocol::{BackendName, GrantName, IssuerName, LeaseId};
+use std::sync::OnceLock;
 use tokio::sync::watch;
 
 /// SHA-256 of a secret, as it is kept instead of the secret.
@@ -95,9 +97,26 @@ pub struct Opening {
 #[derive(Debug)]
 pub struct PendingLease {
     lease: Lease,
+    kept: OnceLock<Sealed>,
 }
 
 impl PendingLease {
+    const fn new(lease: Lease) -> Self {
+        Self { lease, kept: OnceLock::new() }
+    }
+
+    /// Has the lease keep something from its activation on; the first one stays. A mint that fails after that
+    /// is taken back with it.
+    pub(crate) fn keep(&self, sealed: Sealed) {
+        let _ = self.kept.set(sealed);
+    }
+
+    /// What it is to keep.
+    #[must_use]
+    pub fn kept(&self) -> Option<&Sealed> {
+        self.kept.get()
+    }
+
     /// The lease.
     #[must_use]
     pub const fn lease(&self) -> &Lease {
@@ -216,8 +235,16 @@ pub trait Store: Send + Sync {
     /// Writes a remote backend's lease `Pending`, with its entitlement and audit entry.
     fn open_pending(&self, opening: Opening) -> Answer<'_, Opened<PendingLease>>;
 
-    /// Moves a lease from one state to another if it still is in the first; says whether it was.
-    fn transition(&self, lease: LeaseId, from: State, to: State, entry: Option<Entry>) -> Answer<'_, bool>;
+    /// Moves a lease from one state to another if it still is in the first; says whether it was. From then
+    /// on the lease keeps `kept`, unless it keeps something already, until it ends.
+    fn transition(
+        &self,
+        lease: LeaseId,
+        from: State,
+        to: State,
+        kept: Option<Sealed>,
+        entry: Option<Entry>,
+    ) -> Answer<'_, bool>;
 
     /// Spends a handle and gives the same lease a later expiry, before its backend is told.
     fn extend(
@@ -255,6 +282,18 @@ pub trait Store: Send + Sync {
 
     /// Leases, newest first.
     fn leases(&self, filter: Filter, limit: usize) -> Answer<'_, Vec<Lease>>;
+
+    /// The leases that keep something, in order, after one of them.
+    fn sealed(&self, after: Option<LeaseId>, limit: usize) -> Answer<'_, Vec<Lease>>;
+
+    /// Has leases keep the second instead of the first, where they still keep that; returns how many.
+    fn reseal(&self, changes: Vec<(LeaseId, Sealed, Sealed)>) -> Answer<'_, usize>;
+
+    /// The value by which a start knows whether it was given the right sealing key.
+    fn seal_check(&self) -> Answer<'_, Option<Sealed>>;
+
+    /// See [`Store::seal_check`].
+    fn set_seal_check(&self, check: Sealed) -> Answer<'_, ()>;
 
     /// Writes an audit entry that belongs to no lease. `fold` names what repeats within a minute are
     /// folded by: they cost a counter and, when the minute is over, one entry with a count.

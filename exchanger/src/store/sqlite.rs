@@ -17,6 +17,7 @@ use crate::{
     audit::{Entry, Line, Link},
     clock::{Clock, Timestamp},
     leases::{Lease, State},
+    sealing::Sealed,
 };
 use folds::Folds;
 use futures_util::future::BoxFuture;
@@ -154,14 +155,48 @@ impl Store for SqliteStore {
         Box::pin(async move {
             let lease = opening.lease.clone();
             Ok(match self.open_lease(opening).await? {
-                Opened::Yes { value: (), superseded } => Opened::Yes { value: PendingLease { lease }, superseded },
+                Opened::Yes { value: (), superseded } => Opened::Yes { value: PendingLease::new(lease), superseded },
                 Opened::Refused(refusal) => Opened::Refused(refusal),
             })
         })
     }
 
-    fn transition(&self, lease: LeaseId, from: State, to: State, entry: Option<Entry>) -> Answer<'_, bool> {
-        Box::pin(self.writer.write(move |tx| verbs::transition(tx, lease, &from, &to, entry.as_ref())))
+    fn transition(
+        &self,
+        lease: LeaseId,
+        from: State,
+        to: State,
+        kept: Option<Sealed>,
+        entry: Option<Entry>,
+    ) -> Answer<'_, bool> {
+        Box::pin(self.writer.write(move |tx| verbs::transition(tx, lease, &from, &to, kept.as_ref(), entry.as_ref())))
+    }
+
+    fn sealed(&self, after: Option<LeaseId>, limit: usize) -> Answer<'_, Vec<Lease>> {
+        Box::pin(self.read(move |conn| {
+            let rest = "INDEXED BY leases_sealed WHERE sealed IS NOT NULL AND id > ?1 ORDER BY id LIMIT ?2";
+            let after = after.map_or([0; 16], |id| *id.as_bytes());
+            rows::find_leases(conn, rest, params![after, limit])
+        }))
+    }
+
+    fn reseal(&self, changes: Vec<(LeaseId, Sealed, Sealed)>) -> Answer<'_, usize> {
+        Box::pin(self.writer.write(move |tx| verbs::reseal(tx, &changes)))
+    }
+
+    fn seal_check(&self) -> Answer<'_, Option<Sealed>> {
+        Box::pin(self.read(|conn| {
+            let sql = "SELECT value FROM sealing WHERE name = 'check'";
+            let read = |row: &rusqlite::Row<'_>| Ok(Sealed::stored(row.get_ref(0)?.as_blob()?));
+            Ok(conn.query_row(sql, [], read).optional()?)
+        }))
+    }
+
+    fn set_seal_check(&self, check: Sealed) -> Answer<'_, ()> {
+        Box::pin(self.writer.write(move |tx| {
+            tx.conn.execute("INSERT OR REPLACE INTO sealing VALUES ('check', ?1)", [check.bytes()])?;
+            Ok(())
+        }))
     }
 
     fn extend(

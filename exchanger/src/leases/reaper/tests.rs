@@ -283,7 +283,7 @@ async fn revocation_goes_on_while_the_store_cannot_be_written() {
     let running = tokio::spawn(Arc::clone(&reaper).run(stop.subscribe()));
     until("the system is asked all the same", async || asked() == 1).await;
     // A decision that the store could not take, and a system that is down.
-    reaper.take_back_unrecorded(given_back.clone()).await;
+    reaper.take_back_unrecorded(given_back.clone(), None).await;
     assert_eq!(asked(), 2, "the system is asked at once");
     for lease in [&expired, &given_back] {
         assert_eq!(world.state(lease.id()).await, *lease.state(), "the store knows of nothing");

@@ -4,6 +4,7 @@ use super::Fault;
 use crate::{
     clock::Timestamp,
     leases::{Family, Lease, Placement, Revocability, State, Subject, TokenKey},
+    sealing::Sealed,
     store::{Hash, StoreError},
 };
 use jobpass_protocol::{BackendName, GrantName, IssuerName, LeaseId, RuleName};
@@ -13,7 +14,7 @@ use uuid::Uuid;
 
 /// What [`lease`] reads, in its order.
 pub(super) const LEASE: &str = "id, root, parent, family_ends_at, detail, backend, identity, revocability, object, \
-     \"grant\", rule, issuer, issuer_url, key_id, claims, scope, opened_at, token_expires, token_hash, policy_digest";
+     \"grant\", rule, issuer, issuer_url, key_id, claims, scope, opened_at, token_expires, token_hash, policy_digest, sealed";
 
 /// `leases.state` of a lease that ended: such leases are in no index.
 pub(super) const ENDED: i64 = 4;
@@ -42,10 +43,10 @@ pub(super) fn detail(state: &State) -> Result<String, Fault> {
 
 /// Writes a new lease; fails when there is one of its id.
 pub(super) fn insert_lease(conn: &Connection, lease: &Lease, handle: &Hash) -> Result<(), Fault> {
-    let Lease { id, family, subject, placement, opened_at, token, policy_digest, state } = lease;
+    let Lease { id, family, subject, placement, opened_at, token, policy_digest, state, sealed: _ } = lease;
     // In the order of the table's columns.
     let sql = "INSERT INTO leases VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, \
-         ?18, ?19, ?20, ?21, ?22, ?23)";
+         ?18, ?19, ?20, ?21, ?22, ?23, NULL)";
     conn.prepare_cached(sql)?.execute(params![
         id.as_bytes(),
         (family.root != *id).then(|| family.root.as_bytes()),
@@ -105,6 +106,7 @@ pub(super) fn lease(row: &Row<'_>) -> Result<Lease, Fault> {
         opened_at: time(16)?,
         token: TokenKey { expires: row.get(17)?, hash: row.get(18)? },
         policy_digest: Arc::from(text(19)?),
+        sealed: row.get_ref(20)?.as_blob_or_null().map_err(rusqlite::Error::from)?.map(Sealed::stored),
     })
 }
 
@@ -112,7 +114,7 @@ pub(super) fn lease(row: &Row<'_>) -> Result<Lease, Fault> {
 pub(super) fn find_lease(conn: &Connection, id: LeaseId) -> Result<Option<(Lease, Vec<u8>)>, Fault> {
     let mut statement = conn.prepare_cached(&format!("SELECT {LEASE}, handle FROM leases WHERE id = ?1"))?;
     let mut rows = statement.query([id.as_bytes()])?;
-    rows.next()?.map(|row| Ok((lease(row)?, row.get(20)?))).transpose()
+    rows.next()?.map(|row| Ok((lease(row)?, row.get(21)?))).transpose()
 }
 
 /// All leases that a query over the columns [`LEASE`] finds.
@@ -126,10 +128,17 @@ pub(super) fn find_leases(conn: &Connection, rest: &str, params: impl rusqlite::
     Ok(found)
 }
 
-/// Compare-and-set; `from` of `None` sets whatever was there.
-pub(super) fn set_state(conn: &Connection, id: LeaseId, from: &State, to: &State) -> Result<bool, Fault> {
-    let sql = "UPDATE leases SET state = ?1, at = ?2, detail = ?3 WHERE id = ?4 AND detail = ?5";
-    let params = params![phase(to), at(to), detail(to)?, id.as_bytes(), detail(from)?];
+/// Compare-and-set. What the lease keeps is gone with its end.
+pub(super) fn set_state(
+    conn: &Connection,
+    id: LeaseId,
+    from: &State,
+    to: &State,
+    kept: Option<&Sealed>,
+) -> Result<bool, Fault> {
+    let sql = "UPDATE leases SET state = ?1, at = ?2, detail = ?3, \
+         sealed = CASE ?1 WHEN 4 THEN NULL ELSE coalesce(sealed, ?6) END WHERE id = ?4 AND detail = ?5";
+    let params = params![phase(to), at(to), detail(to)?, id.as_bytes(), detail(from)?, kept.map(Sealed::bytes)];
     Ok(conn.prepare_cached(sql)?.execute(params)? == 1)
 }
 

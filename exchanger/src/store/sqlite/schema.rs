@@ -9,7 +9,10 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 use std::{path::Path, time::Duration};
 
 /// In order; `user_version` counts how many were applied.
-const MIGRATIONS: &[&str] = &[include_str!("../../../migrations/sqlite/0001_leases.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../../migrations/sqlite/0001_leases.sql"),
+    include_str!("../../../migrations/sqlite/0002_sealing.sql"),
+];
 
 /// Rows of about 2 kB: larger pages hold them without overflow and with less waste.
 const PAGE_BYTES: u32 = 8192;

@@ -54,7 +54,7 @@ fn opening(world: &World) -> Opening {
 async fn end(world: &World, lease: &Lease) -> Result<bool, StoreError> {
     let ended = State::Ended { how: Ending::Revoked, at: world.now() };
     let entry = Entry::new(world.now(), Event::Ended);
-    world.store.transition(lease.id(), lease.state().clone(), ended, Some(entry)).await
+    world.store.transition(lease.id(), lease.state().clone(), ended, None, Some(entry)).await
 }
 
 #[tokio::test]
@@ -85,6 +85,24 @@ async fn a_newer_schema_is_left_alone() {
     let (clock, _) = (Arc::new(world.clock.clone()), drop(world));
     *file.last.lock().expect("lock") = None;
     assert!(matches!(file.store(clock), Err(StoreError::Corrupt(text)) if text.contains("version 99")));
+}
+
+#[tokio::test]
+async fn an_older_schema_is_migrated() {
+    let file = File::new(0);
+    let world = World::new(Box::new(file.clone()));
+    let (id, _) = world.fresh().await;
+    // As the first version left it.
+    file.meddle("DROP INDEX leases_sealed").await;
+    file.meddle("ALTER TABLE leases DROP COLUMN sealed").await;
+    file.meddle("DROP TABLE sealing").await;
+    file.meddle("PRAGMA user_version = 1").await;
+    world.store.close().await;
+    let (clock, _) = (Arc::new(world.clock.clone()), drop(world));
+    *file.last.lock().expect("lock") = None;
+    let store = file.store(clock).expect("migrates");
+    assert!(store.lease(id).await.expect("reads").is_some_and(|lease| lease.sealed().is_none()));
+    assert!(store.sealed(None, 9).await.expect("reads").is_empty());
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use crate::{
     audit::{Entry, Event},
     clock::Timestamp,
     leases::{Ending, Lease, State},
+    sealing::Sealed,
     store::{
         Binding, Entitlement, FreezeTarget, Hash, MAX_RETRIES, Opened, Opening, RETRY_WINDOW, Refusal, Revocation,
         Rotation, Targets,
@@ -77,7 +78,7 @@ pub(super) fn extend(
     }
     // Never shorter: the system may hold the later expiry already.
     let extended = State::Active { expires_at: expires_at.max(present) };
-    rows::set_state(tx.conn, lease.id, &lease.state, &extended)?;
+    rows::set_state(tx.conn, lease.id, &lease.state, &extended, None)?;
     lease.state = extended;
     let superseded = rotate(tx, turn, rotation, lease.id, handle)?;
     tx.append(entry)?;
@@ -113,13 +114,24 @@ pub(super) fn transition(
     lease: LeaseId,
     from: &State,
     to: &State,
+    kept: Option<&Sealed>,
     entry: Option<&Entry>,
 ) -> Result<bool, Fault> {
-    let was = rows::set_state(tx.conn, lease, from, to)?;
+    let was = rows::set_state(tx.conn, lease, from, to, kept)?;
     if was && let Some(entry) = entry {
         tx.append(entry)?;
     }
     Ok(was)
+}
+
+/// Has leases keep something else, where they still keep what was read.
+pub(super) fn reseal(tx: &mut Transaction<'_>, changes: &[(LeaseId, Sealed, Sealed)]) -> Result<usize, Fault> {
+    let mut count = 0;
+    for (lease, old, new) in changes {
+        let sql = "UPDATE leases SET sealed = ?1 WHERE id = ?2 AND sealed = ?3";
+        count += tx.conn.prepare_cached(sql)?.execute(params![new.bytes(), lease.as_bytes(), old.bytes()])?;
+    }
+    Ok(count)
 }
 
 /// Ends leases of one backend whose credentials ended by themselves; one entry for all of them.
@@ -138,7 +150,7 @@ pub(super) fn expire(
     for lease in rows::find_leases(tx.conn, rest, params![backend.as_str(), now.millis(), limit])? {
         let State::Outliving { because, .. } = lease.state else { continue };
         let ended = State::Ended { how: because, at: now };
-        rows::set_state(tx.conn, lease.id, &lease.state, &ended)?;
+        rows::set_state(tx.conn, lease.id, &lease.state, &ended, None)?;
         count += 1;
     }
     if count > 0 {
@@ -390,7 +402,7 @@ fn take_back(
     actor: Option<&str>,
 ) -> Result<bool, Fault> {
     let Some(next) = lease.state.take_back(lease.placement.revocability, at, because) else { return Ok(false) };
-    rows::set_state(tx.conn, lease.id, &lease.state, &next)?;
+    rows::set_state(tx.conn, lease.id, &lease.state, &next, None)?;
     lease.state = next;
     let mut entry = Entry::of_lease(lease, at);
     entry.actor = actor.map(str::to_owned);
