@@ -11,4 +11,5 @@ mod kubernetes;
 mod limits;
 mod policies;
 mod renewal;
+mod sealing;
 mod structure;

@@ -1,6 +1,6 @@
 //! From the file as it is written to the config as it is meant, or every problem that it has.
 
-use super::{ConfigError, Env, Problem, Problems, SecretRef, file};
+use super::{ConfigError, Env, Problem, Problems, SecretRef, Span, file};
 use crate::{
     audit::StreamSettings,
     backends::registry::{BuildContext, Configured},
@@ -200,8 +200,7 @@ impl Reader<'_> {
 
     fn duration(&mut self, text: Option<&Spanned<String>>, default: Duration) -> Duration {
         let Some(text) = text else { return default };
-        let parsed = text.value.parse::<jiff::SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
-        parsed.unwrap_or_else(|| {
+        Span::try_from(text.value.clone()).map(|span| span.0).unwrap_or_else(|_| {
             self.problem(text.referenced, "this is not a duration", "write it like `30s`, `10m`, `12h` or `7d`");
             default
         })

@@ -1,7 +1,9 @@
-//! `http`: keys of any HTTP API that makes and deletes them by name, declared in the config.
+//! `http`: keys of any HTTP API that makes and deletes them, declared in the config.
 //!
-//! The name of the key is the lease's, so that it can be deleted whatever became of the answer that
-//! made it. An API cannot promise that a request which it has not answered will not be acted on later;
+//! Where the API deletes by a name that the caller chooses, that is the lease's, so that the key can be
+//! deleted whatever became of the answer that made it. Where it deletes by an id or by the key itself, the
+//! whole deletion is kept sealed in the lease; when that answer was lost, the key lives until it expires.
+//! An API cannot promise that a request which it has not answered will not be acted on later;
 //! so after an unknown outcome a deletion says "not there now" and never "gone for good", and the
 //! reaper deletes again until the key would have expired. A creation is never sent twice.
 
@@ -21,6 +23,7 @@ use crate::{
     config::{Env, SecretRef, Span},
     leases::{Lease, Revocability, State},
     outbound::{Fetched, OutboundError, OutboundOptions},
+    sealing::Sealing,
     store::PendingLease,
 };
 use futures_util::future::BoxFuture;
@@ -28,10 +31,10 @@ use http::{HeaderName, HeaderValue, Method, Request, header};
 use ipnet::IpNet;
 use jobpass_policy::{CredentialSource, Diagnostic, FieldRules, GrantContext, Permit, Template};
 use jobpass_protocol::{Credential, Secret};
-use pattern::{Body, Pattern, Values};
+use pattern::{Answer, Body, Pattern, Values};
 use schemars::JsonSchema;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use url::Url;
 use zeroize::Zeroizing;
@@ -117,9 +120,14 @@ pub struct CreateFile {
     pub secret: String,
     /// Where the answer says when the key expires, if it does: RFC 3339 or epoch seconds.
     pub expires_at: Option<String>,
+    /// Where the answer says the key's id, for `{{ answer.id }}` in the deletion.
+    pub id: Option<String>,
+    /// How long a key lives at most if nobody deletes it, where the request cannot say when it ends.
+    pub lifetime: Option<Span>,
 }
 
-/// The request that deletes a key by the lease's name.
+/// The request that deletes a key: by the lease's name, or by what the answer said (`{{ answer.id }}`,
+/// `{{ answer.secret }}`).
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeleteFile {
@@ -129,6 +137,9 @@ pub struct DeleteFile {
     pub path: String,
     /// The JSON body.
     pub body: Option<Value>,
+    /// Headers of this request alone, instead of those of that name that every request has.
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
     /// Statuses, besides 2xx, that say that there is no such key. Default `[404, 410]`.
     pub absent: Option<Vec<u16>>,
 }
@@ -168,8 +179,11 @@ pub struct Http {
     create: Call,
     secret: String,
     expires_at: Option<String>,
+    id: Option<String>,
+    lifetime: Option<Duration>,
     delete: Option<Call>,
     absent: Vec<u16>,
+    sealing: Arc<Sealing>,
     shape: Shape,
     deadline: Duration,
     settle: Duration,
@@ -179,13 +193,23 @@ struct Call {
     method: Method,
     /// Path segments.
     path: Vec<Pattern>,
+    headers: Vec<(HeaderName, Pattern)>,
     body: Option<Body>,
 }
 
 struct Compiled(Vec<(String, Template)>);
 
+/// What a mint is given.
+struct Planned {
+    create: Rendered,
+    parameters: BTreeMap<String, String>,
+}
+
+#[derive(Serialize, Deserialize)]
 struct Rendered {
     url: Url,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    headers: Vec<(String, String)>,
     body: Option<Value>,
 }
 
@@ -210,30 +234,41 @@ impl Http {
             headers.push((parsed, header));
         }
         let names: Vec<&str> = file.parameters.keys().map(String::as_str).collect();
-        let create = Call::parse(
-            "create",
-            file.create.method.as_deref().unwrap_or("POST"),
-            &file.create.path,
-            file.create.body.as_ref(),
-            &names,
-        )?;
+        let method = file.create.method.as_deref().unwrap_or("POST");
+        let nothing = BTreeMap::new();
+        let create = Call::parse("create", method, &file.create.path, &nothing, file.create.body.as_ref(), &names)?;
         let delete = match &file.delete {
             None => None,
             Some(delete) => {
                 let method = delete.method.as_deref().unwrap_or("DELETE");
-                Some(Call::parse("delete", method, &delete.path, delete.body.as_ref(), &names)?)
+                Some(Call::parse("delete", method, &delete.path, &delete.headers, delete.body.as_ref(), &names)?)
             }
         };
-        if !create.names_lease() {
-            return Err("create: name the key `{{ lease.name }}`, so that it can be found again".to_owned());
+        if create.any(Pattern::needs_answer) {
+            return Err("create: there is no answer yet: `answer.id` and `answer.secret` are for `delete`".to_owned());
         }
+        let ends = create.body.as_ref().is_some_and(Body::tells_expiry);
         match &delete {
-            Some(delete) if !delete.names_lease() => {
+            Some(delete) if delete.any(Pattern::needs_answer) => {
+                if delete.any(Pattern::needs_id) && file.create.id.is_none() {
+                    return Err("create.id: say where in the answer `answer.id` is, as in /data/id".to_owned());
+                }
+                if !ends && file.create.lifetime.is_none() {
+                    return Err("create: a key whose answer was lost cannot be deleted and has to end by itself: put \
+                                `{{ lease.expires_at }}` into create.body, or say in `create.lifetime` how long the API \
+                                lets it live"
+                        .to_owned());
+                }
+            }
+            Some(delete) if !delete.any(Pattern::names_lease) => {
                 return Err(
-                    "delete: delete by `{{ lease.name }}`: nothing else is known when an answer was lost".to_owned()
+                    "delete: delete by `{{ lease.name }}`, or by `{{ answer.id }}` or `{{ answer.secret }}`".to_owned()
                 );
             }
-            None if !create.body.as_ref().is_some_and(Body::tells_expiry) => {
+            Some(_) if !create.any(Pattern::names_lease) => {
+                return Err("create: name the key `{{ lease.name }}`, so that it can be found again".to_owned());
+            }
+            None if !ends => {
                 return Err(
                     "delete: without it keys have to end by themselves: put `{{ lease.expires_at }}` into create.body"
                         .to_owned(),
@@ -241,8 +276,11 @@ impl Http {
             }
             _ => {}
         }
-        for (field, pointer) in [("secret", Some(&file.create.secret)), ("expires_at", file.create.expires_at.as_ref())]
-        {
+        for (field, pointer) in [
+            ("secret", Some(&file.create.secret)),
+            ("expires_at", file.create.expires_at.as_ref()),
+            ("id", file.create.id.as_ref()),
+        ] {
             if pointer.is_some_and(|pointer| !pointer.starts_with('/')) {
                 return Err(format!("create.{field}: a JSON pointer begins with `/`, as in /data/key"));
             }
@@ -269,6 +307,9 @@ impl Http {
             create,
             secret: file.create.secret,
             expires_at: file.create.expires_at,
+            id: file.create.id,
+            lifetime: file.create.lifetime.map(|span| span.0),
+            sealing: Arc::clone(&context.sealing),
             delete,
             absent: file.delete.and_then(|delete| delete.absent).unwrap_or_else(|| vec![404, 410]),
             shape: file.credential,
@@ -295,17 +336,27 @@ impl Http {
         self.headers.iter().map(header).collect()
     }
 
-    async fn send(&self, method: &Method, url: &Url, body: Option<&Value>) -> Result<Fetched, Failure> {
-        let mut request =
-            Request::builder().method(method).uri(url.as_str()).header(header::ACCEPT, "application/json");
-        if body.is_some() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
+    async fn send(&self, method: &Method, rendered: &Rendered) -> Result<Fetched, Failure> {
+        let Rendered { url, headers, body } = rendered;
+        let body = body.as_ref().map_or_else(Vec::new, |body| body.to_string().into_bytes());
+        let empty = body.is_empty();
+        let mut request = Request::new(body);
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = url.as_str().parse().map_err(|_| Failure::Setup("the path is no path".to_owned()))?;
+        let sent = request.headers_mut();
+        let json = HeaderValue::from_static("application/json");
+        sent.insert(header::ACCEPT, json.clone());
+        if !empty {
+            sent.insert(header::CONTENT_TYPE, json);
         }
-        for (name, value) in self.headers().map_err(Failure::Setup)? {
-            request = request.header(name, value);
+        sent.extend(self.headers().map_err(Failure::Setup)?);
+        for (name, value) in headers {
+            let fail = |_| Failure::Setup(format!("delete.headers.{name}: not a header's value"));
+            let mut value = HeaderValue::try_from(value).map_err(fail)?;
+            value.set_sensitive(true);
+            let name = HeaderName::try_from(name).map_err(|error| Failure::Setup(error.to_string()))?;
+            sent.insert(name, value);
         }
-        let body = body.map_or_else(Vec::new, |body| body.to_string().into_bytes());
-        let request = request.body(body).map_err(|error| Failure::Setup(error.to_string()))?;
         self.upstream.send(request).await.map_err(Failure::Outbound)
     }
 
@@ -326,10 +377,18 @@ impl Http {
                 path.push(&text);
             }
         }
-        Ok(Rendered { url, body: call.body.as_ref().map(|body| body.render(values)) })
+        let headers = call.headers.iter().map(|(name, value)| (name.to_string(), value.render(values))).collect();
+        Ok(Rendered { url, headers, body: call.body.as_ref().map(|body| body.render(values)) })
     }
 
-    fn read_answer(&self, answer: &Fetched, order: &Order) -> Result<Minted, MintError> {
+    /// Seals the deletion, where only the answer says what it is.
+    fn keep(&self, delete: &Call, pending: &PendingLease, values: &Values<'_>) -> Result<(), String> {
+        let rendered = self.render("delete", delete, values).map_err(|error| error.to_string())?;
+        let text = serde_json::to_string(&rendered).map_err(|error| error.to_string())?;
+        self.sealing.keep(pending, &Secret::new(text)).map_err(|error| error.to_string())
+    }
+
+    fn read_answer(&self, answer: &Fetched, order: &Order) -> Result<(Minted, Answer), MintError> {
         let unknown =
             |what: &str| MintError::OutcomeUnknown(format!("the API answered {}, but {what}", answer.status.as_u16()));
         let document: Value = serde_json::from_slice(&answer.body).map_err(|_| unknown("its answer is not JSON"))?;
@@ -343,16 +402,29 @@ impl Http {
         });
         // A key that lives longer is taken back when the lease is over.
         let expires_at = told.transpose()?.map_or(order.expires_at, |told| told.min(order.expires_at));
-        let credential = match self.shape {
-            Shape::ApiKey => Credential::api_key(self.identity.trim_end_matches('/'), key),
-            Shape::Bearer => Credential::bearer(key),
+        let id = match self.id.as_ref().map(|pointer| (pointer, document.pointer(pointer))) {
+            None => String::new(),
+            Some((_, Some(Value::String(id)))) if !id.is_empty() => id.clone(),
+            Some((_, Some(Value::Number(id)))) => id.to_string(),
+            Some((pointer, _)) => return Err(unknown(&format!("there is no id at {pointer}"))),
         };
-        Ok(Minted { credential, expires_at })
+        let credential = match self.shape {
+            Shape::ApiKey => Credential::api_key(self.identity.trim_end_matches('/'), key.clone()),
+            Shape::Bearer => Credential::bearer(key.clone()),
+        };
+        Ok((Minted { credential, expires_at }, Answer { id, secret: key }))
     }
 }
 
 impl Call {
-    fn parse(field: &str, method: &str, path: &str, body: Option<&Value>, parameters: &[&str]) -> Result<Self, String> {
+    fn parse(
+        field: &str,
+        method: &str,
+        path: &str,
+        headers: &BTreeMap<String, String>,
+        body: Option<&Value>,
+        parameters: &[&str],
+    ) -> Result<Self, String> {
         let method = Method::try_from(method).map_err(|_| format!("{field}.method: `{method}` is not a method"))?;
         let segments = path.strip_prefix('/').ok_or_else(|| format!("{field}.path: begin with `/`"))?;
         if path.contains(['?', '#']) {
@@ -363,11 +435,20 @@ impl Call {
             .map(|segment| Pattern::parse(segment, parameters).map_err(|error| format!("{field}.path: {error}")))
             .collect::<Result<_, _>>()?;
         let body = body.map(|body| Body::parse(body, parameters).map_err(|error| format!("{field}.body: {error}")));
-        Ok(Self { method, path, body: body.transpose()? })
+        let header = |(name, value): (&String, &String)| {
+            let parsed =
+                HeaderName::try_from(name).map_err(|_| format!("{field}.headers: `{name}` is not a header's name"))?;
+            let value =
+                Pattern::parse(value, parameters).map_err(|error| format!("{field}.headers.{name}: {error}"))?;
+            Ok::<_, String>((parsed, value))
+        };
+        let headers = headers.iter().map(header).collect::<Result<_, _>>()?;
+        Ok(Self { method, path, headers, body: body.transpose()? })
     }
 
-    fn names_lease(&self) -> bool {
-        self.path.iter().any(Pattern::names_lease) || self.body.as_ref().is_some_and(Body::names_lease)
+    fn any(&self, test: fn(&Pattern) -> bool) -> bool {
+        self.path.iter().chain(self.headers.iter().map(|(_, value)| value)).any(test)
+            || self.body.as_ref().is_some_and(|body| body.any(test))
     }
 }
 
@@ -445,7 +526,11 @@ impl Describe for Http {
 
 impl RemoteBackend for Http {
     fn revocability(&self) -> Revocability {
-        if self.delete.is_some() { Revocability::ByName } else { Revocability::None }
+        match &self.delete {
+            None => Revocability::None,
+            Some(delete) if delete.any(Pattern::needs_answer) => Revocability::ByToken,
+            Some(_) => Revocability::ByName,
+        }
     }
 
     fn deadline(&self) -> Duration {
@@ -463,17 +548,17 @@ impl RemoteBackend for Http {
             let value = spec::render(&format!("credential.parameters.{name}"), template, permit)?;
             parameters.insert(name.clone(), value);
         }
-        let values = Values { lease: order.lease, expires_at: order.expires_at, parameters: &parameters };
+        let values = Values { lease: order.lease, expires_at: order.expires_at, parameters: &parameters, answer: None };
         let create = self.render("create", &self.create, &values)?;
         let object = match &self.delete {
-            None => Value::Null,
-            Some(delete) => {
-                let Rendered { url, body } = self.render("delete", delete, &values)?;
-                json!({ "url": url.as_str(), "body": body })
+            Some(delete) if self.revocability() == Revocability::ByName => {
+                serde_json::to_value(self.render("delete", delete, &values)?).unwrap_or_default()
             }
+            _ => Value::Null,
         };
-        let worst_expiry = order.expires_at.max(order.at + self.deadline + self.settle);
-        Ok(Plan { object, rendered: Arc::new(create), worst_expiry })
+        let made_by = order.at + self.deadline + self.settle;
+        let worst_expiry = self.lifetime.map_or(order.expires_at.max(made_by), |lifetime| made_by + lifetime);
+        Ok(Plan { object, rendered: Arc::new(Planned { create, parameters }), worst_expiry })
     }
 
     fn mint<'a>(
@@ -483,33 +568,44 @@ impl RemoteBackend for Http {
         rendered: &'a Spec,
     ) -> BoxFuture<'a, Result<Minted, MintError>> {
         Box::pin(async move {
-            let Rendered { url, body } = spec::rendered(rendered)?;
+            let Planned { create, parameters } = spec::rendered(rendered)?;
             if let State::Pending { mint_by, .. } = pending.lease().state()
                 && *mint_by <= self.clock.now()
             {
                 return Err(MintError::Unavailable("there is no time left to ask the API".to_owned()));
             }
-            let answer = match self.send(&self.create.method, url, body.as_ref()).await {
+            let answer = match self.send(&self.create.method, create).await {
                 Ok(answer) => answer,
                 Err(Failure::Setup(why)) => return Err(MintError::Unavailable(why)),
                 Err(Failure::Outbound(error)) => return Err(upstream::unanswered(&error)),
             };
             self.upstream.made(&answer)?;
-            self.read_answer(&answer, order)
+            let (minted, answer) = self.read_answer(&answer, order)?;
+            if let Some(delete) = self.delete.as_ref().filter(|delete| delete.any(Pattern::needs_answer)) {
+                let (lease, expires_at) = (order.lease, order.expires_at);
+                let values = Values { lease, expires_at, parameters, answer: Some(&answer) };
+                self.keep(delete, pending, &values).map_err(MintError::OutcomeUnknown)?;
+            }
+            Ok(minted)
         })
     }
 
     fn revoke<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<Revoked, RemoteError>> {
         Box::pin(async move {
             let delete = self.delete.as_ref().ok_or_else(|| RemoteError("no `delete` is configured".to_owned()))?;
-            let object = &lease.placement().object;
+            let rendered: Option<Rendered> = match lease.placement().revocability {
+                Revocability::ByToken => {
+                    let text = self.sealing.open(lease).map_err(|error| RemoteError(error.to_string()))?;
+                    serde_json::from_str(text.expose()).ok()
+                }
+                _ => Rendered::deserialize(&lease.placement().object).ok(),
+            };
             // Only ever at this API, whatever the lease says.
-            let url = object["url"].as_str().filter(|url| url.starts_with(self.identity.trim_end_matches('/')));
-            let url = url.and_then(|url| Url::parse(url).ok());
-            let url = url.ok_or_else(|| RemoteError("the lease does not say what to delete at this API".to_owned()))?;
-            let body = Some(&object["body"]).filter(|body| !body.is_null());
+            let rendered = rendered.filter(|r| r.url.as_str().starts_with(self.identity.trim_end_matches('/')));
+            let rendered =
+                rendered.ok_or_else(|| RemoteError("the lease does not say what to delete at this API".to_owned()))?;
             let answer =
-                self.send(&delete.method, &url, body).await.map_err(|failure| RemoteError(failure.to_string()))?;
+                self.send(&delete.method, &rendered).await.map_err(|failure| RemoteError(failure.to_string()))?;
             let status = answer.status;
             if status.is_success() || self.absent.contains(&status.as_u16()) {
                 Ok(Revoked::NotFound)

@@ -1,10 +1,10 @@
 //! Text of the server's config with places for what one lease brings: `{{ lease.name }}`,
-//! `{{ lease.id }}`, `{{ lease.expires_at }}` (RFC 3339), `{{ lease.expires_at_unix }}` (seconds) and
-//! `{{ parameters.NAME }}`. Values are put in by structure, as JSON strings and URL path segments, and
+//! `{{ lease.id }}`, `{{ lease.expires_at }}` (RFC 3339), `{{ lease.expires_at_unix }}` (seconds),
+//! `{{ parameters.NAME }}` and, in a deletion, `{{ answer.id }}` and `{{ answer.secret }}`. Values are put in by structure, as JSON strings and URL path segments, and
 //! so cannot change the shape of a request.
 
 use crate::clock::Timestamp;
-use jobpass_protocol::LeaseId;
+use jobpass_protocol::{LeaseId, Secret};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -13,6 +13,13 @@ pub(super) struct Values<'a> {
     pub(super) lease: LeaseId,
     pub(super) expires_at: Timestamp,
     pub(super) parameters: &'a BTreeMap<String, String>,
+    pub(super) answer: Option<&'a Answer>,
+}
+
+/// What the API said when it made the key.
+pub(super) struct Answer {
+    pub(super) id: String,
+    pub(super) secret: Secret,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +30,8 @@ enum Part {
     ExpiresAt,
     ExpiresAtUnix,
     Parameter(String),
+    AnswerId,
+    AnswerSecret,
 }
 
 /// A text with places.
@@ -44,13 +53,15 @@ impl Pattern {
                 "lease.id" => Part::LeaseId,
                 "lease.expires_at" => Part::ExpiresAt,
                 "lease.expires_at_unix" => Part::ExpiresAtUnix,
+                "answer.id" => Part::AnswerId,
+                "answer.secret" => Part::AnswerSecret,
                 other => match other.strip_prefix("parameters.") {
                     Some(name) if parameters.contains(&name) => Part::Parameter(name.to_owned()),
                     Some(name) => return Err(format!("there is no parameter `{name}`; declare it in `parameters`")),
                     None => {
                         return Err(format!(
                             "`{other}` is not known; use lease.name, lease.id, lease.expires_at, \
-                             lease.expires_at_unix or parameters.NAME"
+                             lease.expires_at_unix, parameters.NAME or, in a deletion, answer.id or answer.secret"
                         ));
                     }
                 },
@@ -72,6 +83,16 @@ impl Pattern {
         self.0.iter().any(|part| matches!(part, Part::ExpiresAt | Part::ExpiresAtUnix))
     }
 
+    /// Whether it can only be filled once the key is made.
+    pub(super) fn needs_answer(&self) -> bool {
+        self.0.iter().any(|part| matches!(part, Part::AnswerId | Part::AnswerSecret))
+    }
+
+    /// Whether the key's id is in it.
+    pub(super) fn needs_id(&self) -> bool {
+        self.0.contains(&Part::AnswerId)
+    }
+
     pub(super) fn render(&self, values: &Values<'_>) -> String {
         self.0.iter().map(|part| part.render(values)).collect()
     }
@@ -86,6 +107,8 @@ impl Part {
             Self::ExpiresAt => values.expires_at.to_string(),
             Self::ExpiresAtUnix => values.expires_at.secs().to_string(),
             Self::Parameter(name) => values.parameters.get(name).cloned().unwrap_or_default(),
+            Self::AnswerId => values.answer.map_or_else(String::new, |answer| answer.id.clone()),
+            Self::AnswerSecret => values.answer.map_or_else(String::new, |answer| answer.secret.expose().to_owned()),
         }
     }
 }
@@ -123,10 +146,6 @@ impl Body {
             Self::List(items) => items.iter().any(|item| item.any(test)),
             Self::Map(members) => members.iter().any(|(_, member)| member.any(test)),
         }
-    }
-
-    pub(super) fn names_lease(&self) -> bool {
-        self.any(Pattern::names_lease)
     }
 
     pub(super) fn tells_expiry(&self) -> bool {

@@ -3,6 +3,7 @@ use crate::backends::{
     Backend,
     testing::{Bench, NOW, order},
 };
+use serde_json::json;
 
 const CONFIG: &str = r#"
 saas:
@@ -39,7 +40,7 @@ fn plan(bench: &Bench, credential: &str, replaced: &[(&str, &str)]) -> Result<Pl
 fn requests_carry_the_lease_and_the_parameters() {
     let bench = Bench::new(CONFIG);
     let plan = plan(&bench, CREDENTIAL, &[]).expect("planned");
-    let create: &Rendered = plan.rendered.downcast_ref().expect("ours");
+    let Planned { create, .. } = plan.rendered.downcast_ref().expect("ours");
     assert_eq!(create.url.as_str(), "https://api.example/v1/projects/p-772002/keys");
     let expires = NOW.secs() + 900;
     assert_eq!(
@@ -71,7 +72,7 @@ fn hostile_claims_are_carried_or_refused() {
     ] {
         match plan(&bench, CREDENTIAL, &[("actor", actor)]) {
             Ok(plan) => {
-                let create: &Rendered = plan.rendered.downcast_ref().expect("ours");
+                let Planned { create, .. } = plan.rendered.downcast_ref().expect("ours");
                 let body = create.body.as_ref().expect("a body");
                 assert!(carried && body["note"] == format!("by jobpass: {actor}"), "{actor:?}");
                 assert_eq!(body.as_object().map(serde_json::Map::len), Some(4), "{actor:?}");
@@ -94,8 +95,11 @@ fn path_segments_stay_segments() {
         (".", None),
     ] {
         let planned = plan(&bench, credential, &[("ref", text)]);
-        let url =
-            planned.as_ref().ok().and_then(|plan| plan.rendered.downcast_ref::<Rendered>()).map(|r| r.url.as_str());
+        let url = planned
+            .as_ref()
+            .ok()
+            .and_then(|plan| plan.rendered.downcast_ref::<Planned>())
+            .map(|p| p.create.url.as_str());
         let expected = expected.map(|segment| format!("https://api.example/v1/projects/{segment}/keys"));
         assert_eq!(url, expected.as_deref(), "{text}");
     }
@@ -125,6 +129,8 @@ fn configs() {
         ("parameters.note }}", "parameters.nope }}", "create.body: there is no parameter `nope`"),
         ("name: \"{{ lease.name }}\"", "name: key", "create: name the key"),
         ("keys/{{ lease.name }}", "keys/x", "delete: delete by"),
+        ("keys/{{ lease.name }}", "keys/{{ answer.id }}", "create.id: say where"),
+        ("name: \"{{ lease.name }}\"", "name: \"{{ answer.id }}\"", "create: there is no answer yet"),
         ("/data/key", "data.key", "create.secret: a JSON pointer"),
         ("path: \"/projects/{{ parameters.project }}/keys\"", "path: \"/keys?x=1\"", "create.path"),
     ] {
@@ -132,6 +138,19 @@ fn configs() {
         let error = Bench::new(&CONFIG.replacen(from, to, 1)).backends.err().unwrap_or_else(|| panic!("{to}: built"));
         assert!(error.contains(refusal), "{to}: {error}");
     }
+    // By what the answer said: then a key whose answer was lost has to end by itself.
+    let by_answer = CONFIG.replace("keys/{{ lease.name }}", "keys/{{ answer.secret }}");
+    let bench = Bench::new(&by_answer);
+    assert_eq!(http(&bench).revocability(), Revocability::ByToken);
+    let lives = "\"{{ lease.expires_at_unix }}\", \"{{ lease.expires_at }}\", \"at {{ lease.expires_at_unix }}\"";
+    let endless = by_answer.replace(lives, "");
+    let error = Bench::new(&endless).backends.err().expect("refused");
+    assert!(error.contains("create.lifetime"), "{error}");
+    let bench = Bench::new(&endless.replace("secret: /data/key", "secret: /data/key\n      lifetime: 90d"));
+    let plan = plan(&bench, CREDENTIAL, &[]).expect("planned");
+    assert_eq!(plan.worst_expiry, NOW + DEADLINE + SETTLE + Duration::from_secs(90 * 86_400));
+    assert_eq!(plan.object, Value::Null, "nothing is known before the answer");
+
     let bench = Bench::new(CONFIG);
     assert_eq!(bench.backend().describe().preflight(), Ok(()));
     let bench = Bench::new(&CONFIG.replace("env:SECRET", "env:ABSENT"));
@@ -158,7 +177,7 @@ fn answers() {
         ("<html>", None),
     ] {
         match http.read_answer(&fetched(body), &order) {
-            Ok(minted) => {
+            Ok((minted, _)) => {
                 assert_eq!(minted.credential.field("key").map(Secret::expose), Some("k"));
                 let wanted = expires_after.map(|after: i64| after.min(900));
                 assert_eq!(Some(minted.expires_at.secs() - NOW.secs()), wanted, "{body}");
