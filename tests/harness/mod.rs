@@ -6,6 +6,7 @@
 pub mod act;
 pub mod entra;
 pub mod form;
+pub mod github_api;
 pub mod gitlab;
 pub mod google;
 pub mod http;

@@ -74,6 +74,13 @@ impl Setup {
         self
     }
 
+    /// Has it seal with a key.
+    #[must_use]
+    pub fn sealing(mut self, key: &str) -> Self {
+        self.config["sealing"] = json!({ "keys": self.secret("sealing", key) });
+        self
+    }
+
     /// Adds a grant file from `tests/systems/fixtures/grants`.
     #[must_use]
     pub fn grant(self, file: &str) -> Self {

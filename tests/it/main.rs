@@ -6,6 +6,7 @@ mod demo;
 mod examples;
 mod exchange;
 mod gcp;
+mod github_app;
 mod invariants;
 mod kubernetes;
 mod limits;

@@ -4,6 +4,7 @@ mod aws;
 mod backends;
 mod crash;
 mod github;
+mod github_app;
 mod gitlab;
 mod openbao;
 mod postgres;

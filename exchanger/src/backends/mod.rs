@@ -8,6 +8,7 @@
 pub mod aws_sts;
 pub mod azure;
 pub mod gcp;
+pub mod github_app;
 pub mod http;
 pub mod kubernetes;
 pub mod limits;

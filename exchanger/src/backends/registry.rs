@@ -1,7 +1,8 @@
 //! Every type of backend, on one page. To add one: a file beside this one, and a line in each list here.
 
 use super::{
-    Backend, Backends, aws_sts, azure, gcp, http, kubernetes, limits, oci_registry, postgres, signed_jwt, ssh, x509,
+    Backend, Backends, aws_sts, azure, gcp, github_app, http, kubernetes, limits, oci_registry, postgres, signed_jwt,
+    ssh, x509,
 };
 use crate::{
     clock::Clock,
@@ -43,6 +44,8 @@ pub enum BackendFile {
     Azure(azure::File),
     /// Access tokens of Google Cloud's service accounts.
     Gcp(gcp::File),
+    /// Installation tokens of GitHub Apps.
+    GithubApp(github_app::File),
     /// Tokens of our own issuer.
     SignedJwt(signed_jwt::File),
     /// Keys of any HTTP API.
@@ -197,6 +200,7 @@ fn build(file: BackendFile, context: &BuildContext, presented: &[String]) -> Res
         BackendFile::AwsSts(file) => Backend::Remote(Arc::new(aws_sts::AwsSts::build(file, context)?)),
         BackendFile::Azure(file) => Backend::Remote(Arc::new(azure::Azure::build(file, context)?)),
         BackendFile::Gcp(file) => Backend::Remote(Arc::new(gcp::Gcp::build(file, context)?)),
+        BackendFile::GithubApp(file) => Backend::Remote(Arc::new(github_app::GitHubApp::build(file, context)?)),
         BackendFile::SignedJwt(file) => {
             Backend::Local(Arc::new(signed_jwt::SignedJwt::build(file, context, presented)?))
         }
