@@ -174,6 +174,7 @@ impl Shared {
         for [_, issuer, subject, audience] in &credentials {
             let trust = Trust {
                 issuer: Some(issuer),
+                keys_of: None,
                 audiences: &[audience],
                 algorithms: &[Algorithm::RS256],
                 longest: 24 * 3600,

@@ -189,6 +189,7 @@ impl Shared {
         let name = format!("//iam.googleapis.com/{PROVIDER}");
         let trust = Trust {
             issuer: Some(&issuer),
+            keys_of: None,
             audiences: &[&format!("https:{name}"), &name],
             algorithms: &[Algorithm::RS256, Algorithm::ES256],
             longest: 24 * 3600,

@@ -4,6 +4,7 @@
 //! Everything here ends what it started when it is dropped.
 
 pub mod act;
+pub mod authorization_server;
 pub mod entra;
 pub mod form;
 pub mod github_api;

@@ -9,6 +9,8 @@ use serde_json::{Map, Value};
 pub struct Trust<'a> {
     /// The issuer's URL; any, when absent.
     pub issuer: Option<&'a str>,
+    /// The issuer whose keys count, where the token's own is no issuer: a client that signs for itself.
+    pub keys_of: Option<&'a str>,
     /// The audiences of which the token must have one.
     pub audiences: &'a [&'a str],
     /// The algorithms.
@@ -36,8 +38,9 @@ pub async fn verify(token: &str, trust: &Trust<'_>) -> Result<Map<String, Value>
     if trust.issuer.is_some_and(|trusted| trusted != issuer) {
         return Err("the token's issuer is not trusted".to_owned());
     }
-    let document = json(&format!("{issuer}/.well-known/openid-configuration")).await;
-    if document["issuer"] != issuer.as_str() {
+    let publisher = trust.keys_of.unwrap_or(&issuer);
+    let document = json(&format!("{publisher}/.well-known/openid-configuration")).await;
+    if document["issuer"] != publisher {
         return Err("the discovery document names another issuer".to_owned());
     }
     let keys: Option<JwkSet> =

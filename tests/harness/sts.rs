@@ -218,6 +218,7 @@ fn check_word(
 async fn check_token(token: &str) -> Result<Map<String, Value>, Refusal> {
     let trust = Trust {
         issuer: None,
+        keys_of: None,
         audiences: &["sts.amazonaws.com"],
         // IAM takes no EdDSA and no PSS.
         algorithms: &[Algorithm::RS256, Algorithm::RS384, Algorithm::RS512, Algorithm::ES256, Algorithm::ES384],

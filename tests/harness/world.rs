@@ -305,6 +305,12 @@ impl World {
         request.send().await.expect("the ledger answers").status().is_success()
     }
 
+    /// The time, in seconds since the epoch.
+    #[must_use]
+    pub fn clock_seconds(&self) -> i64 {
+        self.clock.now().secs()
+    }
+
     /// Turns the clock.
     pub fn advance(&self, by: Duration) {
         self.clock.advance(by);

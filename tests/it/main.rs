@@ -10,6 +10,7 @@ mod github_app;
 mod invariants;
 mod kubernetes;
 mod limits;
+mod oauth2;
 mod policies;
 mod renewal;
 mod sealing;

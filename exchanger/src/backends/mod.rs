@@ -12,6 +12,7 @@ pub mod github_app;
 pub mod http;
 pub mod kubernetes;
 pub mod limits;
+pub mod oauth2;
 pub mod oci_registry;
 pub mod postgres;
 mod presented;

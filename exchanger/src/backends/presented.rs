@@ -91,6 +91,11 @@ impl Presenter {
         Ok(Self { issuer: context.public_url.clone(), audience, algorithm, keys: Arc::clone(&context.keys) })
     }
 
+    /// Names another issuer than us: a client that speaks for itself (RFC 7523 §3 has `iss` and `sub` be its id).
+    pub(super) fn issued_by(self, issuer: String) -> Self {
+        Self { issuer, ..self }
+    }
+
     /// Signs a token for one order.
     ///
     /// # Errors

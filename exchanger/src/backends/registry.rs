@@ -1,8 +1,8 @@
 //! Every type of backend, on one page. To add one: a file beside this one, and a line in each list here.
 
 use super::{
-    Backend, Backends, aws_sts, azure, gcp, github_app, http, kubernetes, limits, oci_registry, postgres, signed_jwt,
-    ssh, x509,
+    Backend, Backends, aws_sts, azure, gcp, github_app, http, kubernetes, limits, oauth2, oci_registry, postgres,
+    signed_jwt, ssh, x509,
 };
 use crate::{
     clock::Clock,
@@ -52,6 +52,11 @@ pub enum BackendFile {
     Http(Box<http::File>),
     /// Tokens of a cluster's service accounts.
     Kubernetes(Box<kubernetes::File>),
+    /// Access tokens of another authorization server, as its client.
+    #[serde(rename = "oauth2_client_credentials")]
+    OAuth2ClientCredentials(Box<oauth2::ClientCredentialsFile>),
+    /// Access tokens of another authorization server, for a token that we sign.
+    TokenExchange(Box<oauth2::TokenExchangeFile>),
     /// Login roles of PostgreSQL.
     Postgres(Box<postgres::File>),
     /// SSH user certificates.
@@ -69,6 +74,8 @@ impl BackendFile {
             Self::AwsSts(file) => file.presents().map(str::to_owned).into_iter().collect(),
             Self::Azure(file) => vec![file.presents().to_owned()],
             Self::Gcp(file) => file.presents(),
+            Self::OAuth2ClientCredentials(file) => file.presents(),
+            Self::TokenExchange(file) => file.presents(),
             _ => Vec::new(),
         }
     }
@@ -206,6 +213,10 @@ fn build(file: BackendFile, context: &BuildContext, presented: &[String]) -> Res
         }
         BackendFile::Http(file) => Backend::Remote(Arc::new(http::Http::build(*file, context)?)),
         BackendFile::Kubernetes(file) => Backend::Remote(Arc::new(kubernetes::Kubernetes::build(*file, context)?)),
+        BackendFile::OAuth2ClientCredentials(file) => {
+            Backend::Remote(Arc::new(oauth2::OAuth2::client_credentials(*file, context)?))
+        }
+        BackendFile::TokenExchange(file) => Backend::Remote(Arc::new(oauth2::OAuth2::token_exchange(*file, context)?)),
         BackendFile::Postgres(file) => Backend::Remote(Arc::new(postgres::Postgres::build(*file, context)?)),
         BackendFile::Ssh(file) => Backend::Local(Arc::new(ssh::Ssh::build(file, context)?)),
         BackendFile::X509(file) => Backend::Local(Arc::new(x509::X509::build(file, context)?)),
