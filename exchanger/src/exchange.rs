@@ -550,7 +550,7 @@ impl Story {
         entry.claims = recorded(claims);
         entry.policy = Some(app.policies.current().digest().to_owned());
         entry.reason = Some(kind_code(&denial.kind).to_owned());
-        entry.trace = serde_json::value::to_raw_value(&denial.trace).ok();
+        entry.trace = serde_json::value::to_raw_value(&denial.trace()).ok();
         let fold = Sha256::new()
             .chain_update(self.issuer.as_str())
             .chain_update([0])

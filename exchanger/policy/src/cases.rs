@@ -149,7 +149,7 @@ impl<'a> Suite<'a> {
             };
             let fails = |rule: &Rule, fails: &dyn Fn(&RuleTrace) -> bool| {
                 decisions.iter().any(|decision| match decision {
-                    Decision::Denial(denial) => denial.trace.rules.iter().any(|t| t.rule == *rule.name() && fails(t)),
+                    Decision::Denial(denial) => denial.trace().rules.iter().any(|t| t.rule == *rule.name() && fails(t)),
                     Decision::Permit(_) => false,
                 })
             };
@@ -333,7 +333,8 @@ impl Case {
                 let message = format!("{}: {message}", case.name.value);
                 Diagnostic::new(&self.file, place(&self.file, rule), "case-failed", message).with_help(why(denial))
             };
-            let Some(trace) = denial.trace.rules.iter().find(|trace| trace.rule == *name) else {
+            let traced = denial.trace();
+            let Some(trace) = traced.rules.iter().find(|trace| trace.rule == *name) else {
                 return Err(failed(format!("rule {name} was not looked at")));
             };
             for claim in claims {
@@ -479,7 +480,7 @@ pub(crate) fn set(object: &mut Map<String, Json>, path: &[String], value: Json) 
 
 fn why(denial: &Denial) -> String {
     match &denial.kind {
-        DenialKind::NoRule => denial.trace.rules.iter().map(|rule| rule.summary()).collect::<Vec<_>>().join("\n"),
+        DenialKind::NoRule => denial.trace().rules.iter().map(|rule| rule.summary()).collect::<Vec<_>>().join("\n"),
         DenialKind::UnknownGrant => "no grant has that name".to_owned(),
         DenialKind::Guard { name } => format!("a guard denies: {name}"),
         DenialKind::Shadow { rule } => format!("rule {rule} would permit it, but it is in mode: shadow"),

@@ -31,6 +31,8 @@ const MAX_DEPTH: usize = 64;
 const MAX_NODES: usize = 512;
 /// Room for parsing the deepest source that fits; a small stack would end the process.
 const COMPILE_STACK_BYTES: usize = 64 << 20;
+/// So few operators and brackets fit on any stack, however they nest.
+const SHALLOW: usize = 16;
 
 /// Why a text is not a condition.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -174,6 +176,10 @@ impl Condition {
     pub fn compile(source: &str, profile: &Arc<Profile>) -> Result<Self, (ConditionError, Option<usize>)> {
         if source.len() > MAX_CONDITION_BYTES {
             return Err((ConditionError::TooLarge, None));
+        }
+        // What cannot nest cannot go deep: most conditions need no stack of their own.
+        if source.bytes().filter(|byte| b"([{!-?.:".contains(byte)).count() <= SHALLOW {
+            return compile_here(source, profile);
         }
         let build = || compile_here(source, profile);
         std::thread::scope(|scope| {

@@ -129,11 +129,11 @@ impl Permit {
 pub struct Denial {
     /// Why.
     pub kind: DenialKind,
-    /// What each rule wanted and what the token said.
-    pub trace: Trace,
-    disclose: Disclose,
-    /// Rules that speak of the caller's own tenant.
-    own: BTreeSet<RuleName>,
+    asked: String,
+    issuer: IssuerName,
+    claims: Arc<Claims>,
+    /// `None`: no grant has that name.
+    grant: Option<Arc<Grant>>,
 }
 
 /// Why a request was denied.
@@ -167,33 +167,41 @@ pub enum DenialKind {
 }
 
 impl Denial {
+    /// What each rule wanted and what the token said. Made when it is asked for: it costs more than the decision.
+    #[must_use]
+    pub fn trace(&self) -> Trace {
+        match &self.grant {
+            None => Trace { grant: self.asked.clone(), rules: Vec::new() },
+            Some(grant) => trace_of(grant, &self.issuer, &self.claims),
+        }
+    }
+
     /// What the caller may be told, line by line; nothing, where the grant says so or where no rule
     /// speaks of the caller's own tenant. Beyond the scope only after a permit, so always told.
     #[must_use]
     pub fn disclosed(&self) -> Vec<String> {
+        let Some(grant) = &self.grant else { return Vec::new() };
+        if let DenialKind::Scope { beyond } = &self.kind {
+            return vec![format!("the grant has no scope {}", beyond.join(", "))];
+        }
+        let own = own_rules(grant, &self.issuer, &self.claims);
+        let discloses = match grant.disclose {
+            Disclose::None => false,
+            Disclose::Tenant => !own.is_empty(),
+            Disclose::Full => true,
+        };
         match &self.kind {
-            DenialKind::UnknownGrant => Vec::new(),
-            DenialKind::Scope { beyond } => vec![format!("the grant has no scope {}", beyond.join(", "))],
-            DenialKind::Frozen { reason } if self.discloses() => vec![format!("frozen: {reason}")],
-            DenialKind::NoRule if self.discloses() => {
-                let told = |rule: &&RuleTrace| self.disclose == Disclose::Full || self.own.contains(&rule.rule);
-                self.trace.rules.iter().filter(told).map(RuleTrace::summary).collect()
+            _ if !discloses => Vec::new(),
+            DenialKind::UnknownGrant | DenialKind::Scope { .. } => Vec::new(),
+            DenialKind::Frozen { reason } => vec![format!("frozen: {reason}")],
+            DenialKind::NoRule => {
+                let told = |rule: &&RuleTrace| grant.disclose == Disclose::Full || own.contains(&rule.rule);
+                self.trace().rules.iter().filter(told).map(RuleTrace::summary).collect()
             }
-            DenialKind::Guard { name } if self.discloses() => vec![format!("a guard denies: {name}")],
-            DenialKind::Shadow { rule } if self.discloses() => {
+            DenialKind::Guard { name } => vec![format!("a guard denies: {name}")],
+            DenialKind::Shadow { rule } => {
                 vec![format!("rule {rule} would permit it, but it is only tried out (mode: shadow)")]
             }
-            DenialKind::Frozen { .. } | DenialKind::NoRule | DenialKind::Guard { .. } | DenialKind::Shadow { .. } => {
-                Vec::new()
-            }
-        }
-    }
-
-    fn discloses(&self) -> bool {
-        match self.disclose {
-            Disclose::None => false,
-            Disclose::Tenant => !self.own.is_empty(),
-            Disclose::Full => true,
         }
     }
 }
@@ -298,18 +306,16 @@ impl Serialize for CheckTrace {
 /// Decides.
 #[must_use]
 pub fn decide(policies: &PolicySet, request: &Request<'_>) -> Decision {
-    let Some(grant) = policies.grant(request.grant) else {
-        let trace = Trace { grant: request.grant.to_owned(), rules: Vec::new() };
-        let (disclose, own) = (Disclose::None, BTreeSet::new());
-        return Decision::Denial(Denial { kind: DenialKind::UnknownGrant, trace, disclose, own });
-    };
-    match permit(policies, grant, request) {
+    let grant = policies.grant(request.grant);
+    let decided = grant.ok_or(DenialKind::UnknownGrant).and_then(|grant| permit(policies, grant, request));
+    match decided {
         Ok(permit) => Decision::Permit(permit),
         Err(kind) => Decision::Denial(Denial {
             kind,
-            trace: trace(grant, request),
-            disclose: grant.disclose,
-            own: own_rules(grant, request),
+            asked: request.grant.to_owned(),
+            issuer: request.issuer.clone(),
+            claims: Arc::clone(request.claims),
+            grant: grant.cloned(),
         }),
     }
 }
@@ -353,12 +359,12 @@ fn guard(guards: &Guards, grant: &Grant, request: &Request<'_>) -> Result<(), De
 
 /// Whether the token is of the rule's issuer, and was read by the same profile: the places of the
 /// claims that the rule looks at are the profile's.
-fn is_of_issuer(rule: &Rule, request: &Request<'_>) -> bool {
-    rule.issuer == *request.issuer && Arc::ptr_eq(&rule.profile, request.claims.profile())
+fn is_of_issuer(rule: &Rule, issuer: &IssuerName, claims: &Claims) -> bool {
+    Arc::ptr_eq(&rule.profile, claims.profile()) && rule.issuer == *issuer
 }
 
 fn rule_matches(rule: &Rule, request: &Request<'_>) -> bool {
-    is_of_issuer(rule, request)
+    is_of_issuer(rule, request.issuer, request.claims)
         && rule.checks.iter().all(|check| check_matches(check, request.claims))
         && rule.condition.as_ref().is_none_or(|condition| condition.evaluate(request.claims) == Ok(true))
 }
@@ -367,13 +373,14 @@ fn check_matches(check: &Check, claims: &Claims) -> bool {
     check.matcher.is_match(claims.held(&check.slot))
 }
 
-fn own_rules(grant: &Grant, request: &Request<'_>) -> BTreeSet<RuleName> {
+/// The rules that speak of the caller's own tenant.
+fn own_rules(grant: &Grant, issuer: &IssuerName, claims: &Claims) -> BTreeSet<RuleName> {
     let is_own = |rule: &&Rule| {
-        is_of_issuer(rule, request)
+        is_of_issuer(rule, issuer, claims)
             && (rule.callers_are_ours
                 || rule.profile.tenant_claim().is_some_and(|tenant| {
                     let mut pins = rule.checks.iter().filter(|check| &*check.claim == tenant).peekable();
-                    pins.peek().is_some() && pins.all(|pin| check_matches(pin, request.claims))
+                    pins.peek().is_some() && pins.all(|pin| check_matches(pin, claims))
                 }))
     };
     grant.rules.iter().filter(is_own).map(|rule| rule.name.clone()).collect()
@@ -382,22 +389,22 @@ fn own_rules(grant: &Grant, request: &Request<'_>) -> BTreeSet<RuleName> {
 /// What each rule of a grant wants and what the token says, whatever the decision.
 #[must_use]
 pub fn trace(grant: &Grant, request: &Request<'_>) -> Trace {
+    trace_of(grant, request.issuer, request.claims)
+}
+
+fn trace_of(grant: &Grant, issuer: &IssuerName, claims: &Claims) -> Trace {
     let rules = grant.rules.iter().map(|rule| {
-        let issuer_matches = is_of_issuer(rule, request);
+        let issuer_matches = is_of_issuer(rule, issuer, claims);
         let checks = if issuer_matches { rule.checks.as_slice() } else { &[] };
         RuleTrace {
             rule: rule.name.clone(),
             issuer: rule.issuer.clone(),
             issuer_matches,
-            checks: checks.iter().map(|check| check_trace(check, rule, request.claims)).collect(),
-            condition: rule
-                .condition
-                .as_ref()
-                .filter(|_| issuer_matches)
-                .map(|condition| condition.trace(request.claims)),
+            checks: checks.iter().map(|check| check_trace(check, rule, claims)).collect(),
+            condition: rule.condition.as_ref().filter(|_| issuer_matches).map(|condition| condition.trace(claims)),
         }
     });
-    Trace { grant: request.grant.to_owned(), rules: rules.collect() }
+    Trace { grant: grant.name.to_string(), rules: rules.collect() }
 }
 
 fn check_trace(check: &Check, rule: &Rule, claims: &Claims) -> CheckTrace {

@@ -109,7 +109,7 @@ pub fn explain(policies: &PolicySet, request: &Request<'_>) -> Explanation {
                 let nearest = did_you_mean(request.grant, names).map(|name| format!("; did you mean {name}?"));
                 reason.push_str(&nearest.unwrap_or_default());
             }
-            let trace = nearest_first(denial.trace);
+            let trace = nearest_first(denial.trace());
             let change = grant.and_then(|grant| smallest_change(policies, grant, request, &trace));
             Explanation { permitted: false, rule: None, reason, trace, change }
         }
@@ -125,7 +125,8 @@ pub(crate) fn reason(denial: &Denial) -> String {
         DenialKind::Shadow { rule } => format!("rule {rule} matches, but it is only tried out (mode: shadow)"),
         DenialKind::Scope { beyond } => format!("the grant has no scope {}", beyond.join(", ")),
         DenialKind::NoRule => {
-            let nearest = denial.trace.rules.iter().min_by_key(|rule| distance(rule));
+            let trace = denial.trace();
+            let nearest = trace.rules.iter().min_by_key(|rule| distance(rule));
             nearest.map_or_else(|| "it has no rules".to_owned(), RuleTrace::summary)
         }
     }

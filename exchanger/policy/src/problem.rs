@@ -8,6 +8,22 @@ use crate::{
 use jobpass_protocol::NameError;
 use std::ops::Range;
 
+/// Names the variants of an error: by a `match`, so that none can be forgotten.
+macro_rules! kinds {
+    ($vis:vis $name:ident, $all:ident: $($variant:ident => $text:literal),+ $(,)?) => {
+        /// Every kind's name.
+        #[cfg(test)]
+        $vis const $all: &[&str] = &[$($text),+];
+
+        /// The kind's name.
+        $vis fn $name(&self) -> &'static str {
+            match self {
+                $(Self::$variant { .. } => $text,)+
+            }
+        }
+    };
+}
+
 /// Why a policy file, or a part of one, is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Problem {
@@ -93,45 +109,42 @@ impl Problem {
         Diagnostic::new(file, at, self.code(), self.to_string()).with_help(self.help())
     }
 
-    /// The name of the kind of problem.
-    pub(crate) fn code(&self) -> &'static str {
-        match self {
-            Self::Name(_) => "name",
-            Self::DuplicateGrant { .. } => "duplicate-grant",
-            Self::Owner(_) => "owner",
-            Self::Duration(_) => "duration",
-            Self::MaxLifetime => "max-lifetime",
-            Self::Date(_) => "date",
-            Self::Scope(_) => "scope",
-            Self::Duplicate(_) => "duplicate",
-            Self::NoRules => "no-rules",
-            Self::EmptyRule => "empty-rule",
-            Self::UnknownIssuer { .. } => "unknown-issuer",
-            Self::UnknownClaim { .. } => "unknown-claim",
-            Self::Pattern(_) => "pattern",
-            Self::UnknownOperator { .. } => "unknown-operator",
-            Self::OperatorCount(_) => "operator-count",
-            Self::Null(_) => "null",
-            Self::EmptyList => "empty-list",
-            Self::Operand { .. } => "operand",
-            Self::TenantPin { .. } => "tenant-pin",
-            Self::UnknownFixture { .. } => "unknown-fixture",
-            Self::CaseIssuer(_) => "case-issuer",
-            Self::DerivedClaim { .. } => "derived-claim",
-            Self::CaseClaims(_) => "case-claims",
-            Self::UnknownRule { .. } => "unknown-rule",
-            Self::UnknownGrant { .. } => "unknown-grant",
-            Self::CaseReason(_) => "case-reason",
-            Self::Condition(_) => "condition",
-            Self::Moment(_) => "moment",
-            Self::Window => "window",
-            Self::SecondGuards(_) => "second-guards",
-            Self::GuardIssuer { .. } => "guard-issuer",
-            Self::GuardPin { .. } => "guard-pin",
-            Self::Ceiling { .. } => "ceiling",
-            Self::OutOfScope { .. } => "out-of-scope",
-            Self::AllowReason(_) => "allow-reason",
-        }
+    kinds! { pub(crate) code, CODES:
+        Name => "name",
+        DuplicateGrant => "duplicate-grant",
+        Owner => "owner",
+        Duration => "duration",
+        MaxLifetime => "max-lifetime",
+        Date => "date",
+        Scope => "scope",
+        Duplicate => "duplicate",
+        NoRules => "no-rules",
+        EmptyRule => "empty-rule",
+        UnknownIssuer => "unknown-issuer",
+        UnknownClaim => "unknown-claim",
+        Pattern => "pattern",
+        UnknownOperator => "unknown-operator",
+        OperatorCount => "operator-count",
+        Null => "null",
+        EmptyList => "empty-list",
+        Operand => "operand",
+        TenantPin => "tenant-pin",
+        UnknownFixture => "unknown-fixture",
+        CaseIssuer => "case-issuer",
+        DerivedClaim => "derived-claim",
+        CaseClaims => "case-claims",
+        UnknownRule => "unknown-rule",
+        UnknownGrant => "unknown-grant",
+        CaseReason => "case-reason",
+        Condition => "condition",
+        Moment => "moment",
+        Window => "window",
+        SecondGuards => "second-guards",
+        GuardIssuer => "guard-issuer",
+        GuardPin => "guard-pin",
+        Ceiling => "ceiling",
+        OutOfScope => "out-of-scope",
+        AllowReason => "allow-reason",
     }
 
     /// How to repair it.
@@ -190,3 +203,6 @@ impl Problem {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -151,3 +151,13 @@ pub struct Signing {
     #[schemars(with = "Option<String>")]
     pub propagation: Option<Spanned<String>>,
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_schema_is_current() {
+        let text = serde_json::to_string_pretty(&schemars::schema_for!(super::File)).expect("JSON") + "\n";
+        let kept = include_str!("../../../docs/schemas/config.json");
+        assert!(kept == text, "docs/schemas/config.json is old: write it with `jobpass-exchanger schema`");
+    }
+}

@@ -1,10 +1,12 @@
-//! A grant file: loaded, its templates filled in, decided on for a job of each CI, its own tests run.
+//! A grant file, and what may lie beside it (guards, a scope, cases): loaded, its templates filled in, decided
+//! on for a job of each CI, its own tests run. Guards and scopes never permit more than there is without.
 
 #![no_main]
 
 use jobpass_policy::{
     AnyCredential, Claims, CredentialSource, Decision, Diagnostic, FieldRules, Freezes, GrantContext, Issuer, Profile,
-    Request, Severity, Source, SpecCompiler, Template, cases, compile, decide, fixtures::FIXTURES,
+    Request, Severity, Source, SpecCompiler, Template, cases::Suite, compile, decide, fixtures::FIXTURES,
+    lint::lint,
 };
 use jobpass_protocol::{BackendName, IssuerName};
 use libfuzzer_sys::fuzz_target;
@@ -55,12 +57,30 @@ impl SpecCompiler for Templates {
     }
 }
 
+/// The files in an input: a grant, and more after lines that begin with `%` and say which.
+fn files(text: &str) -> Vec<Source> {
+    let file = |(n, text): (usize, &str)| {
+        let (path, text) = match (n, text.chars().next()) {
+            (0, _) => ("team/grant.yaml", Some(text)),
+            (_, Some('g')) => ("guards.yaml", text.get(1..)),
+            (_, Some('s')) => ("team/scope.yaml", text.get(1..)),
+            (_, Some('c')) => ("team/grant.cases.yaml", text.get(1..)),
+            _ => return None,
+        };
+        Some(Source { path: path.to_owned(), text: text?.to_owned() })
+    };
+    text.split("\n%").enumerate().filter_map(file).collect()
+}
+
 fuzz_target!(|input: &[u8]| {
     let Ok(text) = std::str::from_utf8(input) else { return };
-    let sources = [Source { path: "team/grant.yaml".to_owned(), text: text.to_owned() }];
+    let sources = files(text);
+    let alone = compile(&sources[..1], &ISSUERS, &AnyCredential).set;
     for specs in [&AnyCredential as &dyn SpecCompiler, &Templates] {
         let compiled = compile(&sources, &ISSUERS, specs);
-        for diagnostic in &compiled.diagnostics {
+        let mut suite = Suite::new(&compiled.set);
+        let cases = suite.add(&sources);
+        for diagnostic in compiled.diagnostics.iter().chain(&cases) {
             let (line, column) = diagnostic.position();
             assert!(line >= 1 && column >= 1 && line <= text.lines().count() + 1);
             let _ = diagnostic.render(false);
@@ -78,6 +98,7 @@ fuzz_target!(|input: &[u8]| {
                 if let Decision::Permit(permit) = decide(&compiled.set, &request) {
                     assert!(permit.ttl() <= 60 && permit.ttl() <= grant.ttl());
                     assert!(grant.rules().iter().any(|rule| rule.name() == permit.rule() && rule.issuer() == issuer));
+                    assert!(matches!(decide(&alone, &request), Decision::Permit(_)), "guards and scopes only deny");
                 }
                 for template in grant.spec::<Vec<Template>>().into_iter().flatten() {
                     if let Ok(text) = template.render(claims) {
@@ -86,6 +107,7 @@ fuzz_target!(|input: &[u8]| {
                 }
             }
         }
-        let _ = cases::run(&compiled.set).passed();
+        let _ = suite.run().junit();
+        let _ = lint(&compiled, 1_790_000_000);
     }
 });

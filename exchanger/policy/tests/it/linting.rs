@@ -229,7 +229,7 @@ const FOOTGUNS: &[(&str, &str, &str, &str)] = &[
     ("github", "description: Deploys the API.\n", "", "description-missing"),
     ("github", "owner: team-platform@acme.example", "owner: alice", "owner-unreachable"),
     ("github", "ttl: 15m", "ttl: 15m\ndisclose: full", "disclose-full"),
-    ("github", "tests:", "tests: []\n# ", "no-tests"),
+    ("github", "tests:", "tests: []", "no-tests"),
     ("github", "ttl: 15m", "ttl: 15m\nallow: [{ lint: no-test, reason: r }]", "unknown-allow"),
     ("github", "ttl: 15m", "ttl: 15m\nallow: [{ lint: no-tests, reason: r }]", "unused-allow"),
     ("github", "ttl: 15m", "ttl: 15m\nallow: [{ lint: no-tests, reason: \"\" }]", "allow-reason"),
@@ -237,16 +237,18 @@ const FOOTGUNS: &[(&str, &str, &str, &str)] = &[
     ("gitlab", "pipeline_source: push", "pipelin_source: push", "unknown-claim"),
 ];
 
+/// A clean grant with something replaced. `tests: []` goes with all that comes after.
+fn bad(ci: &str, from: &str, to: &str) -> String {
+    let twin = clean(ci);
+    assert!(twin.contains(from), "{ci}: {from}");
+    let bad = twin.replacen(from, to, 1);
+    bad.split_inclusive("tests: []").next().unwrap_or(&bad).to_owned()
+}
+
 #[test]
 fn footguns_are_found() {
     for (ci, from, to, expected) in FOOTGUNS {
-        let twin = clean(ci);
-        assert!(twin.contains(from), "{ci}: {from}");
-        let mut bad = twin.replacen(from, to, 1);
-        if *expected == "no-tests" {
-            bad.truncate(bad.find("\n# ").expect("the cut") + 1);
-        }
-        let found = codes(&bad, &[]);
+        let found = codes(&bad(ci, from, to), &[]);
         assert!(found.contains(expected), "{ci}: {to:?}: expected {expected}, found {found:?}");
     }
 }
@@ -265,18 +267,24 @@ fn findings_are_silenced_with_a_reason_only() {
 
 #[test]
 fn a_tenant_may_be_pinned_by_the_configuration() {
-    let text = clean("github").replacen("      repository_owner_id: \"1001\"\n", "", 1);
-    assert_eq!(codes(&text, &["1001"]), ["tenant-by-config-only"]);
+    assert_eq!(codes(&bad_tenant(), &["1001"]), ["tenant-by-config-only"]);
+}
+
+fn bad_tenant() -> String {
+    bad("github", "      repository_owner_id: \"1001\"\n", "")
+}
+
+fn bad_caller() -> String {
+    bad(
+        "github",
+        "      repository_owner_id: \"1001\"\n      repository_id: \"772002\"\n",
+        "      job_workflow_ref: acme/ci/.github/workflows/deploy.yml@refs/heads/main\n",
+    )
 }
 
 #[test]
 fn a_reusable_workflow_has_a_caller() {
-    let text = clean("github").replacen(
-        "      repository_owner_id: \"1001\"\n      repository_id: \"772002\"\n",
-        "      job_workflow_ref: acme/ci/.github/workflows/deploy.yml@refs/heads/main\n",
-        1,
-    );
-    assert!(codes(&text, &["1001"]).contains(&"reusable-workflow-without-caller"));
+    assert!(codes(&bad_caller(), &["1001"]).contains(&"reusable-workflow-without-caller"));
 }
 
 #[test]
@@ -289,6 +297,26 @@ fn every_rule_has_a_footgun_and_a_section_in_the_documentation() {
         assert!(tried.contains(rule.id), "no footgun for {}", rule.id);
         assert!(docs.contains(&format!("\n## {}\n", rule.id)), "docs/lint.md has no section {}", rule.id);
     }
+}
+
+/// Every rule's finding as it is shown, by the first grant that has it.
+#[test]
+fn every_finding_is_shown() {
+    let mut out = String::new();
+    for rule in RULES {
+        let bad = FOOTGUNS.iter().find(|footgun| footgun.3 == rule.id).map(|(ci, from, to, _)| bad(ci, from, to));
+        let (bad, tenants) = match rule.id {
+            "tenant-by-config-only" => (bad_tenant(), &["1001"][..]),
+            "reusable-workflow-without-caller" => (bad_caller(), &["1001"][..]),
+            id => (bad.unwrap_or_else(|| panic!("no footgun for {id}")), &[][..]),
+        };
+        let found = lint::lint(&compiled(&bad, tenants), AT);
+        let found = found.iter().find(|diagnostic| diagnostic.code == rule.id);
+        let found = found.unwrap_or_else(|| panic!("{} is not found", rule.id));
+        out += &found.render(false);
+        out += "\n";
+    }
+    insta::assert_snapshot!("findings", out);
 }
 
 #[test]
