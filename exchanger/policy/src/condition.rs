@@ -31,8 +31,9 @@ const MAX_DEPTH: usize = 64;
 const MAX_NODES: usize = 512;
 /// Room for parsing the deepest source that fits; a small stack would end the process.
 const COMPILE_STACK_BYTES: usize = 64 << 20;
-/// So few operators and brackets fit on any stack, however they nest.
-const SHALLOW: usize = 16;
+/// What is so short and has so few operators and brackets fits on any stack.
+const SHORT: usize = 256;
+const FEW: usize = 32;
 
 /// Why a text is not a condition.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -178,7 +179,7 @@ impl Condition {
             return Err((ConditionError::TooLarge, None));
         }
         // What cannot nest cannot go deep: most conditions need no stack of their own.
-        if source.bytes().filter(|byte| b"([{!-?.:".contains(byte)).count() <= SHALLOW {
+        if source.len() <= SHORT && source.bytes().filter(u8::is_ascii_punctuation).count() <= FEW {
             return compile_here(source, profile);
         }
         let build = || compile_here(source, profile);
