@@ -428,6 +428,7 @@ impl<'a> FileCompiler<'a> {
             mode: written.mode.as_ref().map(|mode| mode.value).unwrap_or_default(),
             allow,
             is_shared: issuer.shared,
+            is_hosted: issuer.profile.has_hosted_runners(&issuer.url),
             at: place(self.file, &written.name),
             claims_at: written.matches.0.iter().map(|(claim, _)| place(self.file, claim)).collect(),
             when_at: written.when.as_ref().and_then(|when| place(self.file, when)),

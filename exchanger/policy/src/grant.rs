@@ -196,6 +196,8 @@ pub struct Rule {
     pub(crate) allow: Vec<Allow>,
     /// Whether strangers can get tokens of its issuer.
     pub(crate) is_shared: bool,
+    /// Whether its jobs can run on machines of the platform.
+    pub(crate) is_hosted: bool,
     /// Where its name stands.
     pub(crate) at: Option<Range<usize>>,
     /// Where the claims of its checks stand, in their order.

@@ -122,7 +122,12 @@ pub struct Claim {
     pub fold_case: bool,
     /// One line for people.
     pub about: Option<String>,
+    /// How many `/` and `:` come before what its value's owner owns: a pattern that is open before that
+    /// lets other owners in.
+    pub owner_after: Option<usize>,
     chars: Option<Regex>,
+    form: Option<Regex>,
+    unlike: Option<Regex>,
 }
 
 impl Claim {
@@ -130,6 +135,15 @@ impl Claim {
     #[must_use]
     pub fn may_hold(&self, c: char) -> bool {
         self.chars.as_ref().is_none_or(|chars| chars.is_match(c.encode_utf8(&mut [0; 4])))
+    }
+
+    /// Whether a token could have this value, as far as the platform promises.
+    #[must_use]
+    pub fn could_be(&self, value: &str) -> bool {
+        (self.values.is_empty() || self.values.iter().any(|known| known == value))
+            && value.chars().all(|c| self.may_hold(c))
+            && self.form.as_ref().is_none_or(|form| form.is_match(value))
+            && !self.unlike.as_ref().is_some_and(|unlike| unlike.is_match(value))
     }
 
     /// A regular expression of the characters that the platform promises.
@@ -178,6 +192,7 @@ pub struct Profile {
 struct UrlForm {
     form: Regex,
     shared: bool,
+    hosted: bool,
 }
 
 #[derive(Debug)]
@@ -312,6 +327,12 @@ impl Profile {
             None if is_loopback(url) => self.default_url().and_then(|url| self.form_of(url)).is_some_and(|f| f.shared),
             None => true,
         }
+    }
+
+    /// Whether jobs of the issuer at `url` can run on machines of the platform.
+    #[must_use]
+    pub fn has_hosted_runners(&self, url: &str) -> bool {
+        self.form_of(url).is_none_or(|form| form.hosted)
     }
 
     /// The stable id that says whose job it is.

@@ -5,250 +5,27 @@
 //! profile. A finding is silenced where it does not count, in the file, with a reason:
 //! `allow: [{ lint: ID, reason: … }]` on the grant or the rule.
 
+mod rules;
+mod shape;
+
+pub use rules::{LintRule, RULES, rule};
+
 use crate::{
-    claims::{Held, Value},
     compile::Compiled,
     document::Disclose,
     grant::{Check, Grant, Rule},
     guards::is_overdue,
-    issuer::{Class, Profile},
+    issuer::{Class, Profile, Slot},
     pattern::{Matcher, Pattern},
-    source::{Diagnostic, Severity, did_you_mean},
+    source::{Diagnostic, did_you_mean},
 };
 use regex::Regex;
-use std::{
-    cell::RefCell,
-    collections::BTreeSet,
-    ops::Range,
-    sync::{Arc, LazyLock},
+use shape::{
+    CALL, NEGATION, RegexShape, accepts, bounds_code, checks_of, effective, ends_inside_a_name, filled, fixed_prefix,
+    is_bound, is_exact, is_idle, is_placeholder, is_within, matches_any_ref, matches_anything, names_an_owner,
+    patterns, texts,
 };
-
-/// A lint rule.
-#[derive(Clone, Copy, Debug)]
-pub struct LintRule {
-    /// Its id, also the heading of its section in `docs/lint.md`.
-    pub id: &'static str,
-    /// How bad it is.
-    pub severity: Severity,
-    /// Why it matters.
-    pub reason: &'static str,
-    /// What to do.
-    pub fix: &'static str,
-}
-
-const fn warning(id: &'static str, reason: &'static str, fix: &'static str) -> LintRule {
-    LintRule { id, severity: Severity::Warning, reason, fix }
-}
-
-const fn info(id: &'static str, reason: &'static str, fix: &'static str) -> LintRule {
-    LintRule { id, severity: Severity::Info, reason, fix }
-}
-
-const fn error(id: &'static str, reason: &'static str, fix: &'static str) -> LintRule {
-    LintRule { id, severity: Severity::Error, reason, fix }
-}
-
-/// Every lint rule.
-pub const RULES: &[LintRule] = &[
-    // whose job
-    warning(
-        "tenant-by-config-only",
-        "the rule itself accepts every tenant of a shared issuer; only the server's `tenants:` keeps strangers out",
-        "pin the tenant's id in the rule too",
-    ),
-    warning(
-        "wildcard-before-tenant",
-        "the pattern is open before it has named an owner, so somebody else's job can match it",
-        "write the owner out, or better: pin the id",
-    ),
-    warning(
-        "mutable-name-without-id",
-        "a name can be given up, and registered again by somebody else",
-        "pin the id beside the name",
-    ),
-    warning(
-        "sub-without-id",
-        "`sub` is a text in a format that others may choose, made of names that can change hands",
-        "pin the ids that the token has beside it",
-    ),
-    warning("unbounded", "a claim that says which job it is, is not matched", "match one of the claims named"),
-    warning(
-        "mixed-case",
-        "the platform takes this name in any case, and the token has it as it was registered",
-        "pin the id, or check the spelling against a real token",
-    ),
-    info(
-        "person-instead-of-code",
-        "who started a job says nothing about which code runs in it",
-        "bound the code as well: branch, environment or workflow",
-    ),
-    // which code
-    warning(
-        "no-ref-or-environment",
-        "nothing bounds which code runs: whoever can push a branch gets the credential",
-        "match the branch, tag or environment",
-    ),
-    warning(
-        "any-ref",
-        "every branch or tag matches, so whoever can push one gets the credential",
-        "list the branches, or match a protected environment",
-    ),
-    warning("ref-without-type", "a branch and a tag can have the same name", "match the type of the ref as well"),
-    info(
-        "ref-type-unknown",
-        "the token does not say whether this is a branch or a tag",
-        "keep tags of that name from being pushed",
-    ),
-    warning(
-        "pull-request-ref",
-        "the pattern matches the refs of pull requests, whose code nobody has approved",
-        "match refs/heads/ or refs/tags/ only",
-    ),
-    warning(
-        "pull-request-claim",
-        "the claim is set by whoever opens a pull request",
-        "match `ref` and the event instead",
-    ),
-    error(
-        "dangerous-event",
-        "the event runs with the repository's rights on input of strangers",
-        "list the events that deploy, such as push",
-    ),
-    warning(
-        "review-event",
-        "the event runs code that nobody has approved yet",
-        "list the events that deploy, such as push",
-    ),
-    warning(
-        "event-not-named",
-        "every kind of event is accepted, also pull requests and those that come to exist later",
-        "list the events that deploy, such as push",
-    ),
-    warning(
-        "fork-merge-request",
-        "when a fork's merge request runs in the parent project, the project's claims are the fork's",
-        "pin `job_project_id` as well, or leave merge requests out",
-    ),
-    warning(
-        "reusable-workflow-unpinned",
-        "the reusable workflow is accepted at refs that can be moved",
-        "name one protected ref, or match the commit",
-    ),
-    warning(
-        "reusable-workflow-without-caller",
-        "anybody can call a reusable workflow",
-        "pin the id of the calling repository or its owner",
-    ),
-    warning(
-        "free-text-claim",
-        "the claim is free text of the pipeline's author",
-        "match the file that defines the pipeline",
-    ),
-    // where it runs
-    warning(
-        "runner-not-named",
-        "what goes to production may come from a self-hosted machine, which earlier jobs may have prepared",
-        "match the platform's own runners",
-    ),
-    warning(
-        "self-hosted-production",
-        "the rule accepts self-hosted machines for production",
-        "match the platform's own runners",
-    ),
-    info("environment-unprotected", "an environment's name alone protects nothing", "match its protection as well"),
-    error(
-        "refused-value",
-        "the value marks a debugging session or another job that must get nothing",
-        "leave the value out",
-    ),
-    // patterns
-    warning(
-        "regex-top-level-alternation",
-        "`a|b` is easily taken for a part of its neighbours",
-        "list the alternatives: [a, { regex: b }]",
-    ),
-    warning(
-        "regex-wildcard",
-        "`.*` also matches separators, and so things of another kind",
-        "say which characters: [^/]+",
-    ),
-    warning("regex-any-character", "an unescaped `.` matches any character", "write `\\.` for a dot"),
-    warning(
-        "regex-case-insensitive",
-        "upper and lower case are told apart by the platform where it matters",
-        "write the value as the platform has it",
-    ),
-    warning(
-        "open-end",
-        "the pattern ends in the middle of a name: `main*` matches `main-of-somebody-else`",
-        "end the fixed part with a separator, or list the values",
-    ),
-    warning(
-        "open-condition",
-        "a part of a value is compared that does not end at a separator, or may be anywhere",
-        "compare the whole value, or end at a separator",
-    ),
-    info(
-        "negative-condition",
-        "what is excluded is known today; what it lets in comes tomorrow",
-        "say what is allowed",
-    ),
-    warning("pattern-is-exact", "the pattern has nothing open in it", "write the value itself"),
-    // values
-    warning("impossible-value", "no token has this value", "see what the claim's values are"),
-    warning(
-        "never-absent",
-        "every token of this issuer has the claim, so the rule never matches",
-        "take the line or the rule away",
-    ),
-    warning("contradiction", "the lines of the rule exclude each other", "repair one of them"),
-    warning(
-        "empty-value",
-        "an empty text is what a token has when nothing was chosen",
-        "write { absent: true }, or the value that you mean",
-    ),
-    warning(
-        "odd-characters",
-        "the value has white space at an end, or characters that are easily taken for others",
-        "write it again by hand",
-    ),
-    error("placeholder", "the value is a placeholder", "write the real value"),
-    warning(
-        "shadowed-rule",
-        "another rule already permits everything that this one does",
-        "take it away, or narrow the other",
-    ),
-    // the grant
-    warning("ttl-too-long", "a credential that lives long is worth stealing", "one hour at most: renew instead"),
-    warning(
-        "lifetime-too-long",
-        "a credential that is renewed for longer than a day is a standing one",
-        "bound `max_lifetime` by how long the job takes",
-    ),
-    warning("review-missing", "nobody will look at the grant again", "write `review_by:` with a day in the next year"),
-    warning("review-past", "the day of the review has passed", "look at the grant, then set a new day"),
-    info("review-far", "the review is more than two years off", "review once a year"),
-    warning(
-        "description-missing",
-        "nobody can tell whether the grant is still needed",
-        "say in a sentence what it is for",
-    ),
-    warning("owner-unreachable", "the owner is not an address", "write a team's address"),
-    warning(
-        "disclose-full",
-        "strangers on a shared issuer learn what the grant's rules are",
-        "write `disclose: tenant`",
-    ),
-    info("no-tests", "nothing shows that the grant denies what it must", "write `tests:` with a permit and a denial"),
-    warning("unknown-allow", "there is no lint rule of that id", "see docs/lint.md"),
-    info("unused-allow", "nothing was found that this silences", "take it away"),
-];
-
-/// The lint rule of this id.
-#[must_use]
-pub fn rule(id: &str) -> Option<&'static LintRule> {
-    RULES.iter().find(|rule| rule.id == id)
-}
+use std::{cell::RefCell, collections::BTreeSet, ops::Range, sync::Arc};
 
 /// Everything to be said about a compiled set: its own diagnostics and what linting finds, at `at`
 /// (epoch seconds), in the order of files and places.
@@ -381,9 +158,15 @@ impl<'a> GrantLinter<'a> {
             }
             let has_owner = claim.class == Class::Name
                 && (claim.id.as_deref() == profile.tenant_claim() || (claim.has_alphabet() && claim.may_hold('/')));
-            if is_subject || has_owner || claim.separators.contains('@') {
-                for prefix in patterns(&check.matcher).iter().map(fixed_prefix) {
-                    if !names_an_owner(prefix, is_subject) {
+            if is_subject || has_owner || claim.owner_after.is_some() || claim.separators.contains('@') {
+                let owner_after = claim.owner_after.unwrap_or(if is_subject { 2 } else { 1 });
+                // Where the subject is all that there is, each of its parts may be what keeps others out.
+                let has_gap = |pattern: &Pattern| {
+                    let after = pattern.text().split_once('*').map_or("", |(_, after)| after);
+                    is_subject && !profile.has_unit_ids() && !after.trim_matches(['/', '*']).is_empty()
+                };
+                for pattern in patterns(&check.matcher) {
+                    if !names_an_owner(fixed_prefix(pattern), owner_after) || has_gap(pattern) {
                         self.say("wildcard-before-tenant", Some(rule), place, &format!("`{}`", check.claim));
                     }
                 }
@@ -391,7 +174,7 @@ impl<'a> GrantLinter<'a> {
         }
         let people = ["actor", "actor_id", "user_id", "user_login", "user_email", "initiator", "scm_user_name"];
         if let Some(check) = rule.checks.iter().find(|check| people.contains(&&*check.claim))
-            && !profile.lint().code.iter().any(|claim| is_bound(rule, claim))
+            && !profile.lint().code.iter().any(|claim| bounds_code(rule, claim))
         {
             self.say("person-instead-of-code", Some(rule), &rule.place_of(check), &format!("`{}`", check.claim));
         }
@@ -400,7 +183,7 @@ impl<'a> GrantLinter<'a> {
     fn which_code(&mut self, rule: &Rule) {
         let profile = Arc::clone(&rule.profile);
         let facts = profile.lint();
-        if !facts.code.is_empty() && !facts.code.iter().any(|claim| is_bound(rule, claim)) {
+        if !facts.code.is_empty() && !facts.code.iter().any(|claim| bounds_code(rule, claim)) {
             self.say("no-ref-or-environment", Some(rule), &None, "");
         }
         if let Some(event) = &facts.event {
@@ -489,6 +272,7 @@ impl<'a> GrantLinter<'a> {
         let environment = facts.environment.iter().flat_map(|claim| checks_of(rule, claim)).next();
         let production = is_production(self.grant.name.as_str())
             || environment.is_some_and(|check| texts(&check.matcher).iter().any(|text| is_production(text)));
+        let production = production && rule.is_hosted;
         if let (Some(runner), Some(hosted), true) = (&facts.runner, &facts.runner_hosted, production) {
             match checks_of(rule, runner).next() {
                 None if !is_bound(rule, runner) => {
@@ -505,6 +289,27 @@ impl<'a> GrantLinter<'a> {
             && !effective(rule, protected).any(protects)
         {
             self.say("environment-unprotected", Some(rule), &rule.place_of(check), &format!("`{protected}`"));
+        }
+        for check in rule.checks.iter().filter(|check| check.claim.ends_with("_protected")) {
+            if accepts(&check.matcher, "false") {
+                self.say("asks-for-unprotected", Some(rule), &rule.place_of(check), &format!("`{}`", check.claim));
+            }
+        }
+        for (claim, values) in &facts.apart {
+            let is_together = |check: &&Check| {
+                let accepted = values.iter().filter(|value| match *check.claim == **claim {
+                    true => accepts(&check.matcher, value),
+                    false => patterns(&check.matcher).iter().any(|pattern| {
+                        let subject = filled(pattern, value);
+                        subject.is_some_and(|text| profile.is_subject(&check.claim, &text) && pattern.is_match(&text))
+                    }),
+                });
+                accepted.count() > 1
+            };
+            let says = |check: &&Check| *check.claim == **claim || profile.subject() == Some(&check.claim);
+            if let Some(check) = rule.checks.iter().filter(says).find(is_together) {
+                self.say("phases-together", Some(rule), &rule.place_of(check), &values.join(", "));
+            }
         }
         for (claim, values) in &facts.refuse {
             for check in checks_of(rule, claim) {
@@ -526,8 +331,10 @@ impl<'a> GrantLinter<'a> {
             self.say("never-absent", Some(rule), at, &name);
         }
         for value in texts(&check.matcher) {
-            let impossible = (!claim.values.is_empty() && !claim.values.contains(&value))
-                || value.chars().any(|c| !claim.may_hold(c));
+            let is_number = claim.class == Class::Stable && !claim.may_hold('a') && claim.may_hold('0');
+            let impossible = !claim.could_be(&value)
+                || (profile.subject() == Some(&check.claim) && !profile.is_subject(&check.claim, &value))
+                || (is_number && value.len() > 1 && value.starts_with('0'));
             if value.is_empty() {
                 self.say("empty-value", Some(rule), at, &name);
             } else if is_placeholder(&value) {
@@ -566,11 +373,43 @@ impl<'a> GrantLinter<'a> {
         {
             self.say("pull-request-claim", Some(rule), at, &name);
         }
+        let all = texts(&check.matcher);
+        let is_code = facts.code.iter().any(|code| **code == *check.claim);
+        if is_code && all.iter().any(|text| ["refs/pull/", "refs/merge-requests/"].iter().any(|p| text.starts_with(p)))
+        {
+            self.say("pull-request-ref", Some(rule), at, &name);
+        }
+        if let Some(end) = facts.review_subject.as_ref().filter(|_| profile.subject() == Some(&check.claim)) {
+            let reviews =
+                |pattern: &Pattern| filled(pattern, end.trim_start_matches(':')).is_some_and(|t| t.ends_with(&**end));
+            if all.iter().any(|text| text.ends_with(&**end)) || patterns(&check.matcher).iter().any(reviews) {
+                self.say("review-event", Some(rule), at, &format!("{name} {end}"));
+            }
+        }
+        if facts.run.iter().any(|run| **run == *check.claim)
+            && (!all.is_empty() || matches!(check.matcher, Matcher::Int(_)))
+        {
+            self.say("one-run-only", Some(rule), at, &name);
+        }
+        let is_weak =
+            |weak: &str| weak.strip_suffix('*').map_or(weak == &*check.claim, |start| check.claim.starts_with(start));
+        let known = profile.claims().any(|known| known.name == check.claim);
+        if let Some((_, why)) = facts.weak.iter().find(|(weak, _)| is_weak(weak) && !(known && **weak == *"*")) {
+            self.say("weak-claim", Some(rule), at, &format!("{name}: {why}"));
+        }
+        if let Some(form) =
+            facts.catch_all.get(&*check.claim).and_then(|form| Regex::new(&format!(r"\A(?:{form})\z")).ok())
+            && let Some(value) = all.iter().find(|value| form.is_match(value))
+        {
+            self.say("catch-all-value", Some(rule), at, &format!("{name} {value}"));
+        }
         if facts.free_text.iter().any(|free| **free == *check.claim) {
             self.say("free-text-claim", Some(rule), at, &name);
         }
-        let is_code = facts.code.iter().any(|code| **code == *check.claim);
         for pattern in patterns(&check.matcher) {
+            if matches_anything(pattern, claim) {
+                self.say("matches-anything", Some(rule), at, &format!("{name} {pattern}"));
+            }
             if is_code && ["refs/pull/1/merge", "refs/merge-requests/1/head"].iter().any(|text| pattern.is_match(text))
             {
                 self.say("pull-request-ref", Some(rule), at, &name);
@@ -603,6 +442,9 @@ impl<'a> GrantLinter<'a> {
     fn condition(&mut self, rule: &Rule) {
         let Some(condition) = &rule.condition else { return };
         let source = condition.source();
+        if is_idle(source) {
+            self.say("idle-condition", Some(rule), &rule.when_at, "");
+        }
         for call in CALL.captures_iter(source) {
             let (function, text) =
                 (call.name("function").map_or("", |m| m.as_str()), call.name("text").map_or("", |m| m.as_str()));
@@ -664,156 +506,6 @@ impl<'a> GrantLinter<'a> {
     }
 }
 
-static CALL: LazyLock<Regex> =
-    LazyLock::new(|| compiled(r#"\.(?<function>startsWith|endsWith|contains)\(\s*["'](?<text>[^"']*)["']"#));
-static NEGATION: LazyLock<Regex> = LazyLock::new(|| compiled(r"!\s*\(|!\s*claims|!\s*has\b"));
-static PLACEHOLDER: LazyLock<Regex> = LazyLock::new(|| {
-    compiled(
-        r"\A(?:todo|tbd|fixme|xxx+|changeme|change-me|your-?.*|my-org|my-repo|example|<.*>|\.\.\.|…)\z|\$\{|\$\(|\{\{|<[a-z_-]+>",
-    )
-});
-
-/// A fixed expression; one that were wrong would match nothing, and a test would miss it.
-fn compiled(text: &str) -> Regex {
-    #[expect(clippy::expect_used, reason = "the expressions are constants that every test run compiles")]
-    Regex::new(text).expect("a constant expression")
-}
-
-fn is_placeholder(text: &str) -> bool {
-    PLACEHOLDER.is_match(&text.to_lowercase())
-}
-
-fn checks_of<'r>(rule: &'r Rule, claim: &str) -> impl Iterator<Item = &'r Check> {
-    let claim = claim.to_owned();
-    rule.checks.iter().filter(move |check| *check.claim == *claim)
-}
-
-/// The lines on a claim, and what the condition amounts to on it.
-fn effective<'r>(rule: &'r Rule, claim: &str) -> impl Iterator<Item = &'r Check> {
-    let claim = claim.to_owned();
-    let conjuncts = rule.condition.iter().filter_map(|condition| condition.conjuncts()).flatten();
-    rule.checks.iter().chain(conjuncts).filter(move |check| *check.claim == *claim)
-}
-
-/// Whether the rule says anything about a claim, in a line, in its condition, or by way of a claim
-/// that is cut out of it.
-fn is_bound(rule: &Rule, claim: &str) -> bool {
-    let is_it = |name: &str| name == claim || rule.profile.derived_from(name) == Some(claim);
-    rule.checks.iter().any(|check| is_it(&check.claim))
-        || rule.condition.as_ref().is_some_and(|condition| condition.reads().any(is_it))
-}
-
-fn accepts(matcher: &Matcher, text: &str) -> bool {
-    matcher.is_match(&Held::Is(Value::Text(text.into())))
-        || text.parse().is_ok_and(|truth| matcher.is_match(&Held::Is(Value::Bool(truth))))
-}
-
-fn texts(matcher: &Matcher) -> Vec<String> {
-    match matcher {
-        Matcher::Text { exact, .. } => exact.iter().map(ToString::to_string).collect(),
-        Matcher::Contains(item) => vec![item.to_string()],
-        Matcher::Int(_) | Matcher::Bool(_) | Matcher::Absent => Vec::new(),
-    }
-}
-
-fn patterns(matcher: &Matcher) -> &[Pattern] {
-    match matcher {
-        Matcher::Text { patterns, .. } => patterns,
-        Matcher::Int(_) | Matcher::Bool(_) | Matcher::Contains(_) | Matcher::Absent => &[],
-    }
-}
-
-/// The text before anything open.
-fn fixed_prefix(pattern: &Pattern) -> &str {
-    let text = pattern.text();
-    let end = match pattern {
-        Pattern::Glob(_) => text.find('*'),
-        Pattern::Regex(_) => text.find(|c| ".*+?[](){}|\\^$".contains(c)),
-    };
-    end.and_then(|end| text.get(..end)).unwrap_or(text)
-}
-
-/// Whether a fixed prefix goes past the owner: `acme/`, `repo:acme/`, `organization:acme:`.
-fn names_an_owner(prefix: &str, is_subject: bool) -> bool {
-    let prefix = prefix.replace("://", ":");
-    let segments = prefix.split(['/', ':']).count() - 1;
-    segments >= if is_subject { 2 } else { 1 }
-}
-
-/// Whether a pattern leaves the whole name of a branch or tag open.
-fn matches_any_ref(pattern: &Pattern) -> bool {
-    let probes = ["main", "some-branch-that-nobody-thought-of"];
-    ["", "refs/heads/", "refs/tags/"]
-        .iter()
-        .any(|prefix| probes.iter().all(|name| pattern.is_match(&format!("{prefix}{name}"))))
-}
-
-/// Whether a pattern ends open right behind a letter or digit: `main*`, `main.*`.
-fn ends_inside_a_name(pattern: &Pattern) -> bool {
-    let text = pattern.text();
-    let head = match pattern {
-        Pattern::Glob(_) => text.strip_suffix('*'),
-        Pattern::Regex(_) => {
-            [".*", ".+", r"\S*", r"\S+", "[^/]*", "[^/]+"].iter().find_map(|open| text.strip_suffix(open))
-        }
-    };
-    // One letter is no name: the tags of versions are `v*`.
-    let named = |head: &str| head.rsplit('/').next().is_some_and(|last| last.len() > 1);
-    head.is_some_and(|head| named(head) && head.ends_with(|c: char| c.is_alphanumeric()))
-}
-
-fn is_exact(pattern: &Pattern) -> bool {
-    match pattern {
-        Pattern::Glob(glob) => !glob.text().contains('*'),
-        Pattern::Regex(regex) => !regex.text().contains(|c| ".*+?[](){}|\\^$".contains(c)),
-    }
-}
-
-/// Whether everything that `narrow` matches is matched by `wide`, as far as it is easily seen.
-fn is_within(narrow: &Matcher, wide: &Matcher) -> bool {
-    match (narrow, wide) {
-        (Matcher::Absent, Matcher::Absent) => true,
-        (Matcher::Contains(a), Matcher::Contains(b)) => a == b,
-        (Matcher::Text { exact, patterns }, Matcher::Text { patterns: wide_patterns, .. }) => {
-            exact.iter().all(|text| accepts(wide, text))
-                && patterns.iter().all(|p| wide_patterns.iter().any(|w| w.to_string() == p.to_string()))
-        }
-        (Matcher::Int(a), Matcher::Int(b)) => a.iter().all(|n| b.contains(n)),
-        (Matcher::Bool(a), Matcher::Bool(b)) => a.iter().all(|n| b.contains(n)),
-        _ => false,
-    }
-}
-
-/// What of a regular expression's text is easily misread.
-#[derive(Default)]
-struct RegexShape {
-    alternation: bool,
-    wildcard: bool,
-    any_character: bool,
-}
-
-impl RegexShape {
-    fn of(text: &str) -> Self {
-        let (mut shape, mut depth, mut in_class) = (Self::default(), 0_usize, false);
-        let mut chars = text.chars().peekable();
-        while let Some(c) = chars.next() {
-            match c {
-                '\\' => drop(chars.next()),
-                '[' if !in_class => in_class = true,
-                ']' if in_class => in_class = false,
-                _ if in_class => {}
-                '(' => depth += 1,
-                ')' => depth = depth.saturating_sub(1),
-                '|' if depth == 0 => shape.alternation = true,
-                '.' if matches!(chars.peek(), Some('*' | '+' | '{')) => shape.wildcard = true,
-                '.' => shape.any_character = true,
-                _ => {}
-            }
-        }
-        shape
-    }
-}
-
 /// Whether a profile's stable ids say which repository, project or pipeline it is.
 impl Profile {
     fn has_unit_ids(&self) -> bool {
@@ -821,7 +513,17 @@ impl Profile {
     }
 
     fn is_unit_id(&self, name: &str) -> bool {
-        self.claims().any(|claim| claim.id.as_deref() == Some(name)) && self.tenant_claim() != Some(name)
+        let stable = || self.claim(name).is_some_and(|claim| claim.class == Class::Stable);
+        let asked = || self.first().iter().any(|ask| ask.claim == name) && self.subject() != Some(name) && stable();
+        self.tenant_claim() != Some(name) && (self.claims().any(|claim| claim.id.as_deref() == Some(name)) || asked())
+    }
+
+    /// Whether a text is one that the claim can be, where the claim is the subject.
+    fn is_subject(&self, name: &str, text: &str) -> bool {
+        match self.slot(name) {
+            Some(Slot::Known(slot)) if self.subject() == Some(name) => !self.misshapen(slot, text),
+            _ => false,
+        }
     }
 }
 
@@ -833,35 +535,5 @@ mod tests {
     fn ids_are_unique() {
         let ids: BTreeSet<_> = RULES.iter().map(|rule| rule.id).collect();
         assert_eq!(ids.len(), RULES.len());
-    }
-
-    #[test]
-    fn what_is_easily_misread() {
-        for (text, alternation, wildcard, any_character) in [
-            ("a|b", true, false, false),
-            ("(a|b)", false, false, false),
-            (r"a\|b", false, false, false),
-            ("[|.]", false, false, false),
-            ("a.*", false, true, false),
-            (r"a\.b", false, false, false),
-            ("a.b", false, false, true),
-        ] {
-            let shape = RegexShape::of(text);
-            assert_eq!(
-                (shape.alternation, shape.wildcard, shape.any_character),
-                (alternation, wildcard, any_character),
-                "{text}"
-            );
-        }
-        for (text, expected) in [
-            ("TODO", true),
-            ("<owner-id>", true),
-            ("${OWNER}", true),
-            ("your-org", true),
-            ("acme", false),
-            ("1001", false),
-        ] {
-            assert_eq!(is_placeholder(text), expected, "{text}");
-        }
     }
 }

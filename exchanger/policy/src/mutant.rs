@@ -52,6 +52,7 @@ impl Rule {
             mode: self.mode,
             allow: self.allow.clone(),
             is_shared: self.is_shared,
+            is_hosted: self.is_hosted,
             at: self.at.clone(),
             claims_at: self.claims_at.clone(),
             when_at: self.when_at.clone(),

@@ -33,6 +33,16 @@ pub struct LintFacts {
     pub ref_type: Option<RefType>,
     /// Claims and values that mark a debugging session or another job that must not get credentials.
     pub refuse: BTreeMap<String, Vec<String>>,
+    /// Claims that are of one run of one job.
+    pub run: Vec<String>,
+    /// Claims (by the start of their names, where a `*` ends them) that show little, and why.
+    pub weak: BTreeMap<String, String>,
+    /// Claims, and what their values look like (a regular expression) where nobody chose one.
+    pub catch_all: BTreeMap<String, String>,
+    /// Claims, and values that are worth different credentials.
+    pub apart: BTreeMap<String, Vec<String>>,
+    /// How subjects end whose code nobody has reviewed yet.
+    pub review_subject: Option<String>,
     /// Claims of which a rule has to name at least one, and why.
     pub demand: Vec<Demand>,
 }

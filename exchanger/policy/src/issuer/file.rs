@@ -74,8 +74,15 @@ pub(super) struct File {
 struct FileUrl {
     form: String,
     shared: bool,
+    /// Whether the platform has machines of its own for it.
+    #[serde(default = "yes")]
+    hosted: bool,
     #[expect(dead_code, reason = "the file says to its reader what the form is")]
     about: String,
+}
+
+fn yes() -> bool {
+    true
 }
 
 #[derive(Deserialize)]
@@ -104,6 +111,11 @@ struct FileClaim {
     #[serde(default)]
     fold_case: bool,
     about: Option<String>,
+    owner_after: Option<usize>,
+    /// What every value looks like.
+    form: Option<String>,
+    /// What no value looks like, and what is easily written for one.
+    unlike: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -153,7 +165,7 @@ impl File {
             urls: file
                 .urls
                 .iter()
-                .map(|url| Ok(UrlForm { form: whole(&url.form)?, shared: url.shared }))
+                .map(|url| Ok(UrlForm { form: whole(&url.form)?, shared: url.shared, hosted: url.hosted }))
                 .collect::<Result<_, regex::Error>>()?,
             jwks_uri: file.jwks_uri,
             algorithms: file.algorithms,
@@ -207,6 +219,9 @@ impl Profile {
             id: file.id,
             fold_case: file.fold_case,
             about: file.about,
+            owner_after: file.owner_after,
+            form: file.form.as_deref().map(whole).transpose()?,
+            unlike: file.unlike.as_deref().map(whole).transpose()?,
             chars: file.chars.map(|chars| whole(&format!("[{chars}]"))).transpose()?,
         };
         if name.ends_with('*') {
@@ -254,7 +269,10 @@ impl Profile {
                     id: None,
                     fold_case: false,
                     about: None,
+                    owner_after: None,
                     chars: None,
+                    form: None,
+                    unlike: None,
                 });
                 targets.push((name.to_owned(), target));
             }
@@ -281,6 +299,7 @@ impl Profile {
             .chain(reusable.map(|name| ("lint.reusable", name)))
             .chain(fork.map(|name| ("lint.fork", name)))
             .chain(ref_type.map(|name| ("lint.ref_type", name)))
+            .chain(lint.run.iter().chain(lint.catch_all.keys()).chain(lint.apart.keys()).map(|name| ("lint", name)))
             .chain(lint.refuse.keys().map(|name| ("lint.refuse", name)))
             .chain(self.words.which.iter().chain(&self.words.say).map(|(name, _)| ("words", name)))
             .chain(lint.demand.iter().flat_map(|d| &d.any_of).map(|name| ("lint.demand", name)))

@@ -34,7 +34,9 @@ tests:
 "#;
 
 /// The code, what is replaced in the grant, by what, and a file beside it.
-const PROBLEMS: &[(&str, &str, &str, Option<(&str, &str)>)] = &[
+type Mistake = (&'static str, &'static str, &'static str, Option<(&'static str, &'static str)>);
+
+const PROBLEMS: &[Mistake] = &[
     ("name", "grant: deploy", "grant: De_ploy", None),
     ("duplicate-grant", "", "", Some(("again.yaml", GRANT))),
     ("owner", "owner: team@acme.example", "owner: \" \"", None),
@@ -96,7 +98,7 @@ const PROBLEMS: &[(&str, &str, &str, Option<(&str, &str)>)] = &[
 ];
 
 /// What is said elsewhere than in [`Problem`].
-const OTHERS: &[(&str, &str, &str, Option<(&str, &str)>)] = &[
+const OTHERS: &[Mistake] = &[
     ("syntax", "backend: aws", "backed: aws", None),
     ("too-long", "", "", Some(("long.yaml", ""))),
     ("case-failed", "github/environment", "github/push", None),
@@ -300,7 +302,7 @@ fn every_error_within_is_shown() {
 
     let found: Vec<_> = ["[]", "{}", "{\"iss\":1}"]
         .iter()
-        .map(|payload| Claims::parse(&github, payload.as_bytes()).err().expect(payload))
+        .map(|payload| Claims::parse(&github, payload.as_bytes()).map(|_| ()).expect_err(payload))
         .map(|error| (error.kind(), error.to_string(), String::new()))
         .collect();
     show(&mut out, "claims", ClaimsError::KINDS, &found);

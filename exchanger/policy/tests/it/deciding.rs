@@ -45,9 +45,10 @@ fn claims_decide() {
             (Decision::Permit(permit), None) => assert_eq!(permit.rule().as_str(), "main-to-production"),
             (Decision::Denial(denial), Some(claim)) => {
                 assert_eq!(denial.kind, DenialKind::NoRule);
-                let failed: Vec<_> = denial.trace().rules[0].failed().map(|check| check.claim.as_str()).collect();
+                let trace = denial.trace();
+                let failed: Vec<_> = trace.rules[0].failed().map(|check| check.claim.as_str()).collect();
                 assert_eq!(failed.join(" "), claim, "{changes}");
-                assert_eq!(denial.trace().rules[0].issuer_matches, !claim.is_empty(), "{changes}");
+                assert_eq!(trace.rules[0].issuer_matches, !claim.is_empty(), "{changes}");
             }
             (decision, _) => panic!("{changes}: {decision:?}"),
         }

@@ -1,7 +1,9 @@
 //! Footguns: a grant that has one, which is found, and its repaired twin, which is clean.
 
 use crate::common::issuer;
-use jobpass_policy::{AnyCredential, Compiled, Profile, Source, cases, compile, lint, lint::RULES, report};
+use jobpass_policy::{
+    AnyCredential, Compiled, Issuer, Profile, Severity, Source, cases, compile, lint, lint::RULES, report,
+};
 use std::collections::BTreeSet;
 
 const AT: i64 = 1_795_300_000; // 2026-11-21
@@ -235,6 +237,218 @@ const FOOTGUNS: &[(&str, &str, &str, &str)] = &[
     ("github", "ttl: 15m", "ttl: 15m\nallow: [{ lint: no-tests, reason: \"\" }]", "allow-reason"),
     ("github", "owner: team-platform@acme.example\n", "", "syntax"),
     ("gitlab", "pipeline_source: push", "pipelin_source: push", "unknown-claim"),
+    // patterns and values that say nothing
+    ("gitlab", "project_id: \"4242\"", "project_id: { glob: \"*\" }", "matches-anything"),
+    ("gitlab", "project_id: \"4242\"", "project_id: { regex: \"[0-9]+\" }", "unbounded"),
+    ("github", "environment: production", "environment: { regex: \"[^/]+\" }", "matches-anything"),
+    (
+        "kubernetes",
+        "serviceaccount_uid: 00000053-1a2b-4c3d-8e4f-5a6b7c8d9e0f",
+        "serviceaccount_uid: { glob: \"*\" }",
+        "mutable-name-without-id",
+    ),
+    (
+        "terraform",
+        "terraform_workspace_id: ws-mbsd5E3Ktt5Rg2Xm",
+        "terraform_workspace_id: { glob: \"ws*\" }",
+        "open-end",
+    ),
+    ("gitlab", "project_id: \"4242\"", "project_id: \"4242\"\n      pipeline_id: \"1579912345\"", "one-run-only"),
+    (
+        "circleci",
+        "oidc.circleci.com/ssh-rerun: false",
+        "oidc.circleci.com/ssh-rerun: false\n      oidc.circleci.com/workflow-id: 00000016-1a2b-4c3d-8e4f-5a6b7c8d9e0f",
+        "one-run-only",
+    ),
+    ("buildkite", "build_branch: main", "build_branch: main\n      build_number: 418", "one-run-only"),
+    (
+        "kubernetes",
+        "namespace: ci",
+        "namespace: ci\n      pod_uid: 00000052-1a2b-4c3d-8e4f-5a6b7c8d9e0f",
+        "one-run-only",
+    ),
+    ("kubernetes", "serviceaccount_name: deployer", "serviceaccount_name: default", "catch-all-value"),
+    (
+        "google",
+        "sub: \"112010400000000710080\"",
+        "sub: \"112010400000000710080\"\n      email: 739419398126-compute@developer.gserviceaccount.com",
+        "catch-all-value",
+    ),
+    ("buildkite", "build_branch: main", "build_branch: main\n      \"agent_tag:queue\": deploy", "weak-claim"),
+    ("semaphore", "ref: refs/heads/main", "sub127: org:acme:project:x\n      ref: refs/heads/main", "weak-claim"),
+    (
+        "jenkins",
+        "sub: https://jenkins.acme.example/job/api/job/main/",
+        "sub: https://jenkins.acme.example/job/api/job/main/\n      BRANCH_NAME: main",
+        "weak-claim",
+    ),
+    // values that no token has
+    ("github", "ref: refs/heads/main", "ref: main\n      ref_type: branch", "impossible-value"),
+    ("github", "ref: refs/heads/main", "ref: refs/head/main", "impossible-value"),
+    ("gitlab", "ref: main", "ref: refs/heads/main", "impossible-value"),
+    ("buildkite", "build_branch: main", "build_branch: refs/heads/main", "impossible-value"),
+    ("bitbucket", "branchName: main", "branchName: refs/heads/main", "impossible-value"),
+    ("azure-devops", "rpo_ref: refs/heads/main", "rpo_ref: main", "impossible-value"),
+    ("circleci", "vcs-ref: refs/heads/main", "vcs-ref: main", "impossible-value"),
+    ("circleci", "vcs-origin: github.com/acme/api", "vcs-origin: https://github.com/acme/api", "impossible-value"),
+    (
+        "bitbucket",
+        "repositoryUuid: \"{00000022-1a2b-4c3d-8e4f-5a6b7c8d9e0f}\"",
+        "repositoryUuid: 00000022-1a2b-4c3d-8e4f-5a6b7c8d9e0f",
+        "impossible-value",
+    ),
+    (
+        "terraform",
+        "terraform_workspace_id: ws-mbsd5E3Ktt5Rg2Xm",
+        "terraform_workspace_id: api-prod",
+        "impossible-value",
+    ),
+    (
+        "jenkins",
+        "sub: https://jenkins.acme.example/job/api/job/main/",
+        "sub: https://jenkins.acme.example/job/api/job/main",
+        "impossible-value",
+    ),
+    ("github", "repository_id: \"772002\"", "repository_id: \"0772002\"", "impossible-value"),
+    (
+        "github",
+        "repository_id: \"772002\"",
+        "repository_id: \"772002\"\n      workflow_ref: acme/api/.github/workflows/deploy.yml@main",
+        "impossible-value",
+    ),
+    (
+        "gitlab",
+        "project_id: \"4242\"",
+        "project_id: \"4242\"\n      sub: project_path:acme/api:ref:main",
+        "impossible-value",
+    ),
+    ("spiffe", "sub: spiffe://acme.example/ci/deployer", "sub: acme.example/ci/deployer", "impossible-value"),
+    ("gitlab", "pipeline_source: push", "pipeline_source: merge_request", "impossible-value"),
+    ("github", "event_name: push", "event_name: workflow_call", "impossible-value"),
+    // which code, said so that any code fits
+    (
+        "github",
+        "ref: refs/heads/main\n      event_name: push\n      environment: production",
+        "workflow_path: .github/workflows/deploy.yml\n      event_name: push",
+        "no-ref-or-environment",
+    ),
+    (
+        "github",
+        "ref: refs/heads/main\n      event_name: push\n      environment: production",
+        "workflow_ref: { glob: \"acme/api/.github/workflows/deploy.yml@refs/heads/*\" }\n      event_name: push",
+        "no-ref-or-environment",
+    ),
+    (
+        "github",
+        "ref: refs/heads/main\n      event_name: push\n      environment: production",
+        "sub: { glob: \"repo:acme/api:ref:refs/heads/*\" }\n      event_name: push",
+        "no-ref-or-environment",
+    ),
+    (
+        "gitlab",
+        "ref: main\n      ref_type: branch\n      pipeline_source: push\n      environment: production\n      environment_protected: \"true\"\n",
+        "pipeline_source: push\n      environment: production\n",
+        "no-ref-or-environment",
+    ),
+    (
+        "gitlab",
+        "ref: main\n      ref_type: branch\n      pipeline_source: push\n      environment: production\n      environment_protected: \"true\"\n",
+        "ci_config_path: gitlab.com/acme/api//.gitlab-ci.yml\n      pipeline_source: push\n",
+        "no-ref-or-environment",
+    ),
+    (
+        "github",
+        "    match:\n      repository_owner_id: \"1001\"\n      repository_id: \"772002\"\n      ref: refs/heads/main\n      event_name: push\n      environment: production",
+        "    when: claims.ref != \"refs/heads/dev\"\n    match:\n      repository_owner_id: \"1001\"\n      repository_id: \"772002\"\n      event_name: push",
+        "no-ref-or-environment",
+    ),
+    (
+        "github",
+        "    match:\n      repository_owner_id: \"1001\"\n      repository_id: \"772002\"\n      ref: refs/heads/main\n      event_name: push\n      environment: production",
+        "    when: claims.ref == \"refs/heads/main\" || claims.actor_id == \"583231\"\n    match:\n      repository_owner_id: \"1001\"\n      repository_id: \"772002\"\n      event_name: push",
+        "no-ref-or-environment",
+    ),
+    (
+        "github",
+        "    match:\n      repository_owner_id: \"1001\"\n      repository_id: \"772002\"\n      ref: refs/heads/main\n      event_name: push\n      environment: production",
+        "    when: has(claims.environment)\n    match:\n      repository_owner_id: \"1001\"\n      repository_id: \"772002\"\n      event_name: push",
+        "no-ref-or-environment",
+    ),
+    ("github", "    match:", "    when: claims.run_attempt == \"1\" || true\n    match:", "idle-condition"),
+    (
+        "gitlab",
+        "    match:",
+        "    when: claims.ref == \"main\" || claims.ref != \"main\"\n    match:",
+        "idle-condition",
+    ),
+    (
+        "github",
+        "ref: refs/heads/main\n      event_name: push\n      environment: production",
+        "ref: { regex: \"refs/heads/[a-z]+\" }\n      event_name: push",
+        "any-ref",
+    ),
+    ("github", "ref: refs/heads/main", "ref: refs/pull/57/merge", "pull-request-ref"),
+    ("github", "ref: refs/heads/main", "sub: repo:acme/api:pull_request", "review-event"),
+    ("github", "ref: refs/heads/main", "sub: { glob: \"repo:acme/api:*\" }", "review-event"),
+    (
+        "gitlab",
+        "ref_type: branch",
+        "ref_type: branch\n      ref_protected: [\"true\", \"false\"]",
+        "asks-for-unprotected",
+    ),
+    ("gitlab", "environment_protected: \"true\"", "environment_protected: \"false\"", "asks-for-unprotected"),
+    ("terraform", "terraform_run_phase: apply", "terraform_run_phase: [plan, apply]", "phases-together"),
+    (
+        "terraform",
+        "terraform_run_phase: apply",
+        "sub: { glob: \"organization:acme:project:platform:workspace:api-prod:run_phase:*\" }",
+        "phases-together",
+    ),
+    ("github", "event_name: push", "event_name: [push, gollum]", "dangerous-event"),
+    // whose job, said so that somebody else's fits
+    (
+        "circleci",
+        "vcs-origin: github.com/acme/api",
+        "vcs-origin: { glob: \"github.com/*/api\" }",
+        "wildcard-before-tenant",
+    ),
+    (
+        "gitlab",
+        "project_id: \"4242\"",
+        "project_id: \"4242\"\n      ci_config_ref_uri: { glob: \"gitlab.com/*/api//.gitlab-ci.yml@refs/heads/main\" }",
+        "wildcard-before-tenant",
+    ),
+    (
+        "kubernetes",
+        "namespace: ci\n      serviceaccount_name: deployer\n      serviceaccount_uid: 00000053-1a2b-4c3d-8e4f-5a6b7c8d9e0f",
+        "sub: { glob: \"system:serviceaccount:*:deployer\" }",
+        "wildcard-before-tenant",
+    ),
+    (
+        "kubernetes",
+        "namespace: ci\n      serviceaccount_name: deployer\n      serviceaccount_uid: 00000053-1a2b-4c3d-8e4f-5a6b7c8d9e0f",
+        "sub: system:serviceaccount:ci:default",
+        "catch-all-value",
+    ),
+    (
+        "spiffe",
+        "sub: spiffe://acme.example/ci/deployer",
+        "sub: { glob: \"spiffe://acme.example/*\" }",
+        "wildcard-before-tenant",
+    ),
+    (
+        "spiffe",
+        "sub: spiffe://acme.example/ci/deployer",
+        "sub: { glob: \"spiffe://acme.example/ns/*/sa/deployer\" }",
+        "wildcard-before-tenant",
+    ),
+    (
+        "jenkins",
+        "sub: https://jenkins.acme.example/job/api/job/main/",
+        "sub: { glob: \"https://jenkins.acme.example/job/*/\" }",
+        "wildcard-before-tenant",
+    ),
+    ("azure-devops", "def_id: \"17\"", "sub: { glob: \"sc://acme/*/deploy-prod\" }", "wildcard-before-tenant"),
 ];
 
 /// A clean grant with something replaced. `tests: []` goes with all that comes after.
@@ -247,10 +461,118 @@ fn bad(ci: &str, from: &str, to: &str) -> String {
 
 #[test]
 fn footguns_are_found() {
+    let mut missed = Vec::new();
     for (ci, from, to, expected) in FOOTGUNS {
         let found = codes(&bad(ci, from, to), &[]);
-        assert!(found.contains(expected), "{ci}: {to:?}: expected {expected}, found {found:?}");
+        if !found.contains(expected) {
+            missed.push(format!("{ci}: {to:?}: expected {expected}, found {found:?}"));
+        }
     }
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+/// Well-written grants of other kinds: CI, what is replaced in its clean grant, and by what.
+const GOOD: &[(&str, &str, &str)] = &[
+    ("github", "ref: refs/heads/main", "ref: { glob: \"refs/tags/v*\" }\n      ref_type: tag"),
+    ("github", "      ref: refs/heads/main\n", ""),
+    ("github", "ref: refs/heads/main", "ref: { glob: \"refs/heads/release/*\" }"),
+    ("github", "event_name: push", "event_name: [push, workflow_dispatch, schedule, release, merge_group]"),
+    ("github", "ref: refs/heads/main", "workflow_ref: { glob: \"acme/api/.github/workflows/*.yml@refs/heads/main\" }"),
+    (
+        "github",
+        "ref: refs/heads/main",
+        "workflow_path: .github/workflows/deploy.yml\n      workflow_at: refs/heads/main",
+    ),
+    (
+        "github",
+        "ref: refs/heads/main",
+        "job_workflow_ref: acme/ci/.github/workflows/deploy.yml@refs/tags/v1.2.0\n      ref: refs/heads/main",
+    ),
+    ("github", "ref: refs/heads/main", "sub: repo:acme@1001/api@772002:environment:production"),
+    ("github", "    match:", "    when: claims.run_attempt == \"1\" || claims.actor_id == \"583231\"\n    match:"),
+    (
+        "gitlab",
+        "ref: main\n      ref_type: branch",
+        "ref: { regex: 'v[0-9]+\\.[0-9]+\\.[0-9]+' }\n      ref_type: tag\n      ref_protected: \"true\"",
+    ),
+    ("gitlab", "pipeline_source: push", "pipeline_source: [push, web, schedule, pipeline]"),
+    ("gitlab", "ref: main", "ci_config_ref_uri: gitlab.com/acme/api//.gitlab-ci.yml@refs/heads/main\n      ref: main"),
+    ("circleci", "vcs-ref: refs/heads/main", "vcs-ref: { glob: \"refs/heads/release/*\" }"),
+    (
+        "buildkite",
+        "build_branch: main",
+        "build_branch: main\n      build_source: [webhook, schedule]\n      cluster_id: 00000006-1a2b-4c3d-8e4f-5a6b7c8d9e0f",
+    ),
+    (
+        "bitbucket",
+        "branchName: main",
+        "deploymentEnvironmentUuid: \"{00000025-1a2b-4c3d-8e4f-5a6b7c8d9e0f}\"\n      branchName: main",
+    ),
+    (
+        "azure-devops",
+        "def_id: \"17\"",
+        "sub: sc://acme/platform/deploy-prod\n      rpo_id: 00000033-1a2b-4c3d-8e4f-5a6b7c8d9e0f",
+    ),
+    ("terraform", "terraform_run_phase: apply", "terraform_run_phase: plan"),
+    (
+        "terraform",
+        "terraform_run_phase: apply",
+        "terraform_run_phase: apply\n      terraform_workspace_name: api-prod\n      terraform_project_id: prj-vegSA59s1XPwMr2t",
+    ),
+    ("codefresh", "scm_ref: main", "scm_repo_url: https://github.com/acme/api\n      scm_ref: main"),
+    (
+        "semaphore",
+        "ref: refs/heads/main\n      ref_type: branch",
+        "ref: { glob: \"refs/tags/v*\" }\n      ref_type: tag",
+    ),
+    ("forgejo", "event_name: push", "event_name: [push, schedule]"),
+    (
+        "kubernetes",
+        "namespace: ci\n",
+        "namespace: ci\n      node_name: { regex: 'ci-[0-9]+' }\n      node_uid: 00000051-1a2b-4c3d-8e4f-5a6b7c8d9e0f\n",
+    ),
+    ("kubernetes", "namespace: ci\n      serviceaccount_name: deployer", "sub: system:serviceaccount:ci:deployer"),
+    ("spiffe", "sub: spiffe://acme.example/ci/deployer", "sub: { glob: \"spiffe://acme.example/ns/ci/sa/*\" }"),
+    (
+        "jenkins",
+        "sub: https://jenkins.acme.example/job/api/job/main/",
+        "sub: { glob: \"https://jenkins.acme.example/job/api/job/release-*/\" }",
+    ),
+    (
+        "google",
+        "sub: \"112010400000000710080\"",
+        "sub: \"112010400000000710080\"\n      email: deployer@acme-ci.iam.gserviceaccount.com\n      email_verified: true",
+    ),
+];
+
+#[test]
+fn well_written_grants_are_left_alone() {
+    let mut said = Vec::new();
+    for (ci, from, to) in GOOD {
+        let mut found = lint::lint(&compiled(&bad(ci, from, to), &[]), AT);
+        found.retain(|diagnostic| diagnostic.severity >= Severity::Warning);
+        said.extend(found.iter().map(|diagnostic| format!("{ci}: {to:?}: {diagnostic}")));
+    }
+    assert!(said.is_empty(), "{}", said.join("\n"));
+}
+
+/// A self-managed GitLab has no machines but its own.
+#[test]
+fn machines_that_there_are_none_of_are_not_asked_for() {
+    let text = clean("gitlab").replacen("      runner_environment: gitlab-hosted\n", "", 1);
+    let mut gitlab = issuer("gitlab");
+    let found = |gitlab: &Issuer| {
+        let source = Source { path: "x.yaml".to_owned(), text: text.clone() };
+        let compiled = compile(&[source], std::slice::from_ref(gitlab), &AnyCredential);
+        lint::lint(&compiled, AT).iter().map(|diagnostic| diagnostic.code).collect::<Vec<_>>()
+    };
+    assert_eq!(found(&gitlab), ["runner-not-named"]);
+    gitlab = issuer_at(&gitlab, "https://gitlab.acme.example");
+    assert_eq!(found(&gitlab), [""; 0]);
+}
+
+fn issuer_at(issuer: &Issuer, url: &str) -> Issuer {
+    Issuer { url: url.to_owned(), shared: issuer.profile.is_shared(url), ..issuer.clone() }
 }
 
 #[test]
