@@ -384,14 +384,14 @@ async fn issue_remote(
     };
     let active = State::Active { expires_at: minted.expires_at };
     let entry = story.entry(Event::Issued, permit, pending.lease(), minted.expires_at);
-    match app.store.transition(order.lease, waiting, active, pending.kept().cloned(), Some(entry)).await {
+    match app.store.transition(order.lease, waiting, active, pending.kept(), Some(entry)).await {
         Ok(true) => Ok(answer(permit, order, minted, handle, backend.revocability() != Revocability::None)),
         lost => {
             // Somebody decided to take it back while it was made (or the store is gone): it is here, so
             // it can be taken back for certain now.
             take_back_minted(app, &pending, minted.expires_at).await;
             if lost.is_err() {
-                app.reaper.take_back_unrecorded(pending.lease().clone(), pending.kept().cloned()).await;
+                app.reaper.take_back_unrecorded(pending.lease().clone(), pending.kept()).await;
             }
             lost?;
             Err(Refusal::Denied { decision: story.decision, reasons: Vec::new() })
@@ -418,7 +418,7 @@ async fn abandon(app: &App, story: &Story, pending: PendingLease, waiting: State
     entry.backend = Some(lease.placement().backend.clone());
     entry.reason = Some(error.to_string());
     if let Some(after) = after
-        && let Err(error) = app.store.transition(lease.id(), waiting, after, pending.kept().cloned(), Some(entry)).await
+        && let Err(error) = app.store.transition(lease.id(), waiting, after, pending.kept(), Some(entry)).await
     {
         // The lease stays `Pending` on disk, and the reaper comes for it.
         tracing::warn!(lease = %lease.id(), %error, "a failed mint is not recorded yet");
@@ -438,7 +438,7 @@ async fn take_back_minted(app: &App, pending: &PendingLease, expires_at: Timesta
         State::Outliving { because, .. } => State::Outliving { until: expires_at, why: Outlives::Irrevocable, because },
         _ => return,
     };
-    if let Err(error) = app.store.transition(id, lease.state().clone(), known, pending.kept().cloned(), None).await {
+    if let Err(error) = app.store.transition(id, lease.state().clone(), known, pending.kept(), None).await {
         tracing::warn!(lease = %id, %error, "the outcome of a mint is not recorded yet");
     }
     if let Ok(Some(lease)) = app.store.lease(id).await {

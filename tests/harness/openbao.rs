@@ -67,7 +67,20 @@ impl OpenBao {
         if accepted { Ok(body["auth"].clone()) } else { Err(body["errors"].to_string()) }
     }
 
-    async fn admin(&self, path: &str, body: Value) {
+    /// Its address.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What it answers to a token that reads a path.
+    pub async fn read(&self, token: &str, path: &str) -> u16 {
+        let request = http::client().get(format!("{}/v1/{path}", self.url)).bearer_auth(token);
+        request.send().await.expect("OpenBao answers").status().as_u16()
+    }
+
+    /// Writes a path as its administrator.
+    pub async fn admin(&self, path: &str, body: Value) {
         let request = http::client().request(Method::POST, format!("{}/v1/{path}", self.url));
         let answer = request.header("x-vault-token", ROOT_TOKEN).json(&body).send().await.expect("OpenBao answers");
         let (status, text) = (answer.status(), answer.text().await.unwrap_or_default());

@@ -8,4 +8,5 @@ mod github_app;
 mod gitlab;
 mod openbao;
 mod postgres;
+mod vault;
 mod world;

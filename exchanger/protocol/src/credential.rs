@@ -180,6 +180,14 @@ impl Credential {
         Self::of("oci_registry", [("host", registry.into()), ("token", token)])
     }
 
+    /// A dynamic secret as Vault or OpenBao gave it: its own names, in its own order. All of it is secret but
+    /// what is public everywhere.
+    #[must_use]
+    pub fn vault_secret(fields: impl IntoIterator<Item = (String, Secret)>) -> Self {
+        let fields = fields.into_iter().filter(|(name, _)| name != "type");
+        Self { kind: "vault_secret".to_owned(), fields: fields.map(|(name, value)| Field { name, value }).collect() }
+    }
+
     /// The credential's type, such as `postgres`.
     #[must_use]
     pub fn kind(&self) -> &str {

@@ -24,6 +24,7 @@ pub mod ssh;
 mod testing;
 mod token_endpoint;
 mod upstream;
+pub mod vault;
 pub mod x509;
 
 use crate::{

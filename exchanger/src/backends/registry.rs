@@ -2,7 +2,7 @@
 
 use super::{
     Backend, Backends, aws_sts, azure, gcp, github_app, http, kubernetes, limits, oauth2, oci_registry, postgres,
-    signed_jwt, ssh, x509,
+    signed_jwt, ssh, vault, x509,
 };
 use crate::{
     clock::Clock,
@@ -61,6 +61,8 @@ pub enum BackendFile {
     Postgres(Box<postgres::File>),
     /// SSH user certificates.
     Ssh(ssh::File),
+    /// Tokens and dynamic secrets of Vault and OpenBao.
+    Vault(Box<vault::File>),
     /// Client certificates.
     X509(x509::File),
     /// Tokens for a container registry.
@@ -76,6 +78,7 @@ impl BackendFile {
             Self::Gcp(file) => file.presents(),
             Self::OAuth2ClientCredentials(file) => file.presents(),
             Self::TokenExchange(file) => file.presents(),
+            Self::Vault(file) => vec![file.presents().to_owned()],
             _ => Vec::new(),
         }
     }
@@ -207,6 +210,7 @@ fn build(file: BackendFile, context: &BuildContext, presented: &[String]) -> Res
         BackendFile::AwsSts(file) => Backend::Remote(Arc::new(aws_sts::AwsSts::build(file, context)?)),
         BackendFile::Azure(file) => Backend::Remote(Arc::new(azure::Azure::build(file, context)?)),
         BackendFile::Gcp(file) => Backend::Remote(Arc::new(gcp::Gcp::build(file, context)?)),
+        BackendFile::Vault(file) => Backend::Remote(Arc::new(vault::Vault::build(*file, context)?)),
         BackendFile::GithubApp(file) => Backend::Remote(Arc::new(github_app::GitHubApp::build(file, context)?)),
         BackendFile::SignedJwt(file) => {
             Backend::Local(Arc::new(signed_jwt::SignedJwt::build(file, context, presented)?))

@@ -18,7 +18,7 @@ use crate::{
 use futures_util::future::BoxFuture;
 use jobpass_policy::Freezes;
 use jobpass_protocol::{BackendName, GrantName, IssuerName, LeaseId};
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 use tokio::sync::watch;
 
 /// SHA-256 of a secret, as it is kept instead of the secret.
@@ -97,24 +97,24 @@ pub struct Opening {
 #[derive(Debug)]
 pub struct PendingLease {
     lease: Lease,
-    kept: OnceLock<Sealed>,
+    kept: Mutex<Option<Sealed>>,
 }
 
 impl PendingLease {
     const fn new(lease: Lease) -> Self {
-        Self { lease, kept: OnceLock::new() }
+        Self { lease, kept: Mutex::new(None) }
     }
 
-    /// Has the lease keep something from its activation on; the first one stays. A mint that fails after that
+    /// Has the lease keep something from its activation on; the last one counts. A mint that fails after that
     /// is taken back with it.
     pub(crate) fn keep(&self, sealed: Sealed) {
-        let _ = self.kept.set(sealed);
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(sealed);
     }
 
     /// What it is to keep.
     #[must_use]
-    pub fn kept(&self) -> Option<&Sealed> {
-        self.kept.get()
+    pub fn kept(&self) -> Option<Sealed> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The lease.
