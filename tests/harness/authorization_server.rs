@@ -97,6 +97,7 @@ async fn handle(
 ) -> Response {
     let answer = match (&method, uri.path()) {
         (&Method::POST, "/token") => server.token(&headers, &body).await,
+        (&Method::POST, "/revoke") => server.revoke(&headers, &body).await,
         (&Method::GET, path) => server.api(path.trim_start_matches('/'), &headers),
         _ => Err((StatusCode::NOT_FOUND, "not_found", uri.path().to_owned())),
     };
@@ -145,6 +146,17 @@ impl Shared {
         let kept = (subject, scope, (self.now)() + LIFE);
         self.tokens.lock().expect("no test dies in here").insert(token.clone(), kept);
         Ok(json!({ "access_token": token, "token_type": "bearer", "expires_in": LIFE }))
+    }
+
+    /// RFC 7009, for clients.
+    async fn revoke(&self, headers: &HeaderMap, body: &[u8]) -> Result<Value, Refusal> {
+        let mut form = form::read(headers, body).map_err(|why| bad("invalid_request", why))?;
+        if self.client(headers, &mut form).await?.is_none() {
+            return Err((StatusCode::UNAUTHORIZED, "invalid_client", "who are you?".to_owned()));
+        }
+        let token = form::take(&mut form, "token").map_err(|why| bad("invalid_request", why))?;
+        self.tokens.lock().expect("no test dies in here").remove(&token);
+        Ok(json!({}))
     }
 
     /// The client that the request proves to be from, if it says so.

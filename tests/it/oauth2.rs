@@ -23,6 +23,8 @@ async fn start() -> (World, AuthorizationServer, TempDir) {
          short:\n    oauth2_client_credentials: {{ {}, client: {{ id: with-key }} }}\n  \
          exchange:\n    token_exchange: {{ {common}, audience: \"{url}\" }}\n",
         common.replace("10m", "5m")
+    ) + &format!(
+        "  revocable:\n    oauth2_client_credentials: {{ {common}, client: {{ id: with-key }}, revocation_url: \"{url}/revoke\" }}\n"
     );
     let scopes = "scopes: [read, \"repo:{{ claims.repository_id }}\"]";
     let grants = [
@@ -34,10 +36,14 @@ async fn start() -> (World, AuthorizationServer, TempDir) {
             "exchange",
             "scopes: [read]\n  sub: \"{{ claims.repository_id }}\"\n  resource: https://api.example",
         ),
+        ("revocable", "revocable", scopes),
         ("greedy", "key", "scopes: [admin]"),
     ];
     let grants = grants.map(|(name, backend, spec)| (format!("{name}.yaml"), grant(name, backend, spec)));
-    let world = World::of(Setting { grants: grants.into(), backends, ..Setting::default() }).await;
+    let sealing = secrets.path().join("sealing");
+    std::fs::write(&sealing, "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=").expect("writes");
+    let config = format!("sealing: {{ keys: \"file:{}\" }}\n", sealing.display());
+    let world = World::of(Setting { grants: grants.into(), backends, config, ..Setting::default() }).await;
     world.keep_secret(SECRET);
     clock.is(&world);
     server.trust(&world.url);
@@ -94,5 +100,23 @@ async fn what_the_server_refuses_or_gives_for_too_long_is_no_credential() {
         world.exchange(&world.token(), name, &[("session", &session())]).await.refused(502, "server_error");
     }
     assert_eq!(server.refused().len(), 3, "{:?}", server.refused());
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_server_offers_it_a_token_is_revoked() {
+    let (world, server, _secrets) = start().await;
+    let answer = world.exchange(&world.token(), "revocable", &[("session", &session()), ("ttl", "60")]).await.granted();
+    assert_eq!((&answer.body["expires_in"], &answer.body["revocable"]), (&json!(60), &json!(true)));
+    let token = answer.text_at("/access_token");
+    assert_eq!(ask(&world, &server, &token, "read").await.0, 200);
+    assert_eq!(world.revoke(&answer.handle()).await.body["state"], "ended");
+    assert_eq!(ask(&world, &server, &token, "read").await.0, 401);
+    assert_eq!(world.revoke(&answer.handle()).await.body["state"], "ended", "revocation is idempotent");
+
+    let answer = world.exchange(&world.token(), "revocable", &[("session", &session()), ("ttl", "60")]).await.granted();
+    let token = answer.text_at("/access_token");
+    world.advance(Duration::from_secs(61));
+    world.until("the reaper takes it back", async || ask(&world, &server, &token, "read").await.0 == 401).await;
     world.close().await;
 }

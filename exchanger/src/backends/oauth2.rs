@@ -2,7 +2,8 @@
 //!
 //! The first asks as a client of that server (RFC 6749 §4.4), with a key of ours (`private_key_jwt`,
 //! RFC 7523) or a client secret. The second trades a token that we sign (RFC 8693). The server alone says
-//! how long its tokens live. They end by themselves.
+//! how long its tokens live. Where it offers revocation (RFC 7009), the lease keeps the token sealed for that;
+//! elsewhere tokens end by themselves.
 
 use super::{
     Describe, MintError, Minted, Order, Plan, RemoteBackend, RemoteError, Revoked, Spec, presented,
@@ -16,12 +17,13 @@ use crate::{
     config::{Env, SecretRef, Span},
     leases::{Lease, Revocability},
     outbound::OutboundOptions,
+    sealing::Sealing,
     signing::Algorithm,
     store::PendingLease,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures_util::future::BoxFuture;
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
 use ipnet::IpNet;
 use jobpass_policy::{CredentialSource, Diagnostic, FieldRules, GrantContext, Permit, Template};
 use jobpass_protocol::{Credential, GrantName, Secret};
@@ -47,6 +49,8 @@ pub struct ClientCredentialsFile {
     pub client: ClientFile,
     /// The longest life of a token there.
     pub token_lifetime: Span,
+    /// The server's revocation endpoint (RFC 7009). With one, tokens are taken back.
+    pub revocation_url: Option<String>,
     /// Private networks in which the server may live (CIDR).
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
@@ -72,6 +76,8 @@ pub struct TokenExchangeFile {
     pub client: Option<ClientFile>,
     /// The longest life of a token there.
     pub token_lifetime: Span,
+    /// The server's revocation endpoint (RFC 7009). With one, tokens are taken back.
+    pub revocation_url: Option<String>,
     /// Private networks in which the server may live (CIDR).
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
@@ -127,6 +133,8 @@ pub struct OAuth2 {
     /// Signs subject tokens; none where the client asks for itself.
     subject: Option<Presenter>,
     endpoint: TokenEndpoint,
+    revocation: Option<Url>,
+    sealing: Arc<Sealing>,
 }
 
 struct Client {
@@ -191,7 +199,7 @@ impl OAuth2 {
             ..OutboundOptions::default()
         };
         let endpoint = endpoint(&file.token_url, file.token_lifetime.0, options, context)?;
-        Ok(Self { kind: "oauth2_client_credentials", client, subject: None, endpoint })
+        Self::build("oauth2_client_credentials", client, None, endpoint, file.revocation_url, context)
     }
 
     /// Builds the backend `token_exchange`.
@@ -209,7 +217,20 @@ impl OAuth2 {
             ..OutboundOptions::default()
         };
         let endpoint = endpoint(&file.token_url, file.token_lifetime.0, options, context)?;
-        Ok(Self { kind: "token_exchange", client, subject, endpoint })
+        Self::build("token_exchange", client, subject, endpoint, file.revocation_url, context)
+    }
+
+    fn build(
+        kind: &'static str,
+        client: Option<Client>,
+        subject: Option<Presenter>,
+        endpoint: TokenEndpoint,
+        revocation: Option<String>,
+        context: &BuildContext,
+    ) -> Result<Self, String> {
+        let revocation = revocation.map(|url| Url::parse(&url).map_err(|error| format!("revocation_url: {error}")));
+        let sealing = Arc::clone(&context.sealing);
+        Ok(Self { kind, client, subject, endpoint, revocation: revocation.transpose()?, sealing })
     }
 }
 
@@ -242,6 +263,20 @@ impl Client {
         Ok(Self { id: file.id, proof })
     }
 
+    /// See [`OAuth2::prove`].
+    fn prove(&self, order: &Order, grant: &GrantName) -> Result<Proven<'_>, MintError> {
+        match &self.proof {
+            Proof::Secret(secret, env) => {
+                let authorization = self.basic(secret, env).map_err(MintError::Unavailable)?;
+                Ok(Proven { authorization: Some(authorization), assertion: None })
+            }
+            Proof::Key(presenter) => {
+                let assertion = presenter.sign(order, Presented { grant, subject: &self.id, more: () })?;
+                Ok(Proven { authorization: None, assertion: Some((&self.id, assertion)) })
+            }
+        }
+    }
+
     /// RFC 6749 §2.3.1: id and secret as forms have them, then as HTTP Basic.
     fn basic(&self, secret: &SecretRef, env: &Env) -> Result<HeaderValue, String> {
         let secret = secret.read(env).map_err(|error| format!("client.secret: {error}"))?;
@@ -251,6 +286,33 @@ impl Client {
         let mut value = HeaderValue::try_from(&*text).map_err(|error| error.to_string())?;
         value.set_sensitive(true);
         Ok(value)
+    }
+}
+
+/// How one request proves which client it is from.
+#[derive(Default)]
+struct Proven<'a> {
+    authorization: Option<HeaderValue>,
+    assertion: Option<(&'a str, Secret)>,
+}
+
+impl Proven<'_> {
+    /// What it puts into the form.
+    fn form(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.assertion.iter().flat_map(|(id, assertion)| {
+            [
+                ("client_id", *id),
+                ("client_assertion_type", presented::ASSERTION_TYPE),
+                ("client_assertion", assertion.expose()),
+            ]
+        })
+    }
+}
+
+impl OAuth2 {
+    /// The client's proof for one request; none where there is no client.
+    fn prove(&self, order: &Order, grant: &GrantName) -> Result<Proven<'_>, MintError> {
+        self.client.as_ref().map_or_else(|| Ok(Proven::default()), |client| client.prove(order, grant))
     }
 }
 
@@ -270,7 +332,9 @@ impl Describe for OAuth2 {
     ) -> Result<Spec, Vec<Diagnostic>> {
         let file: SpecFile = credential.parse().map_err(|error| vec![error])?;
         let mut reader = SpecReader::new(credential, grant);
-        self.endpoint.check_ttl(&mut reader, grant);
+        if self.revocation.is_none() {
+            self.endpoint.check_ttl(&mut reader, grant);
+        }
         let mut scopes = Vec::with_capacity(file.scopes.len());
         for (index, scope) in file.scopes.iter().enumerate() {
             if scope.is_empty() {
@@ -304,7 +368,7 @@ impl Describe for OAuth2 {
 
 impl RemoteBackend for OAuth2 {
     fn revocability(&self) -> Revocability {
-        Revocability::None
+        if self.revocation.is_some() { Revocability::ByToken } else { Revocability::None }
     }
 
     fn deadline(&self) -> Duration {
@@ -317,7 +381,9 @@ impl RemoteBackend for OAuth2 {
 
     fn plan(&self, permit: &Permit, order: &Order) -> Result<Plan, MintError> {
         let spec: &Compiled = spec::of(permit)?;
-        self.endpoint.check_order(order)?;
+        if self.revocation.is_none() {
+            self.endpoint.check_order(order)?;
+        }
         let mut scopes = Vec::with_capacity(spec.scopes.len());
         for (index, scope) in spec.scopes.iter().enumerate() {
             scopes.push(spec::render(&format!("credential.scopes.{index}"), scope, permit)?);
@@ -338,24 +404,15 @@ impl RemoteBackend for OAuth2 {
 
     fn mint<'a>(
         &'a self,
-        _: &'a PendingLease,
+        pending: &'a PendingLease,
         order: &'a Order,
         rendered: &'a Spec,
     ) -> BoxFuture<'a, Result<Minted, MintError>> {
         Box::pin(async move {
             let rendered: &Rendered = spec::rendered(rendered)?;
-            let sign = |presenter: &Presenter, subject: &str| -> Result<Secret, MintError> {
-                presenter.sign(order, Presented { grant: &rendered.grant, subject, more: () })
-            };
-            let subject = self.subject.as_ref().map(|presenter| sign(presenter, &rendered.subject)).transpose()?;
-            let (mut authorization, mut assertion) = (None, None);
-            match &self.client {
-                Some(client @ Client { proof: Proof::Secret(secret, env), .. }) => {
-                    authorization = Some(client.basic(secret, env).map_err(MintError::Unavailable)?);
-                }
-                Some(Client { id, proof: Proof::Key(presenter) }) => assertion = Some((id, sign(presenter, id)?)),
-                None => {}
-            }
+            let said = Presented { grant: &rendered.grant, subject: &rendered.subject, more: () };
+            let subject = self.subject.as_ref().map(|presenter| presenter.sign(order, said)).transpose()?;
+            let proof = self.prove(order, &rendered.grant)?;
             let mut form = match &subject {
                 None => vec![("grant_type", "client_credentials")],
                 Some(token) => vec![
@@ -365,24 +422,41 @@ impl RemoteBackend for OAuth2 {
                     ("requested_token_type", ACCESS_TOKEN),
                 ],
             };
-            if let Some((id, assertion)) = &assertion {
-                form.extend([
-                    ("client_id", id.as_str()),
-                    ("client_assertion_type", presented::ASSERTION_TYPE),
-                    ("client_assertion", assertion.expose()),
-                ]);
-            }
+            form.extend(proof.form());
             let scope = (!rendered.scope.is_empty()).then_some(&rendered.scope);
             let wanted =
                 [("scope", scope), ("resource", rendered.resource.as_ref()), ("audience", rendered.audience.as_ref())];
             form.extend(wanted.into_iter().filter_map(|(name, value)| Some((name, value?.as_str()))));
-            let (token, expires_at) = self.endpoint.ask(authorization, &form).await?;
-            Ok(Minted { credential: Credential::bearer(token), expires_at })
+            let (token, told) = self.endpoint.ask(proof.authorization.clone(), &form).await?;
+            if self.revocation.is_none() {
+                return Ok(Minted { credential: Credential::bearer(token), expires_at: told });
+            }
+            let kept = self.sealing.keep(pending, &token);
+            kept.map_err(|error| MintError::OutcomeUnknown(error.to_string()))?;
+            // One that lives longer is taken back when the lease is over.
+            Ok(Minted { credential: Credential::bearer(token), expires_at: told.min(order.expires_at) })
         })
     }
 
-    fn revoke<'a>(&'a self, _: &'a Lease) -> BoxFuture<'a, Result<Revoked, RemoteError>> {
-        Box::pin(async { Err(RemoteError("this server's tokens end by themselves".to_owned())) })
+    fn revoke<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<Revoked, RemoteError>> {
+        Box::pin(async move {
+            let failed = |error: &dyn std::fmt::Display| RemoteError(error.to_string());
+            let url = self.revocation.as_ref().ok_or_else(|| failed(&"no `revocation_url` is configured"))?;
+            let token = self.sealing.open(lease).map_err(|error| failed(&error))?;
+            let now = self.endpoint.clock.now();
+            let order = Order { lease: lease.id(), at: now, expires_at: now, public_key: None, csr: None };
+            let proof = self.prove(&order, &lease.subject().grant).map_err(|error| failed(&error))?;
+            let mut form = vec![("token", token.expose()), ("token_type_hint", "access_token")];
+            form.extend(proof.form());
+            let answer = self.endpoint.upstream.send_form(url, proof.authorization.clone(), &form).await;
+            match answer.map_err(|error| failed(&error))?.status {
+                // RFC 7009 §2.2: also for a token that is none any more.
+                StatusCode::OK => Ok(Revoked::Gone),
+                status => {
+                    Err(failed(&format!("the authorization server answered {} to the revocation", status.as_u16())))
+                }
+            }
+        })
     }
 }
 

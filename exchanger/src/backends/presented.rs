@@ -102,6 +102,8 @@ impl Presenter {
     /// When the key cannot sign.
     pub(super) fn sign(&self, order: &Order, said: Presented<'_, impl Serialize>) -> Result<Secret, MintError> {
         let expires_at = order.at + LIFETIME;
+        // Each is taken once (RFC 7523 §3), and one lease may need several.
+        let number = getrandom::u64().map_err(|error| MintError::Unavailable(error.to_string()))?;
         let payload = Payload {
             iss: &self.issuer,
             sub: said.subject,
@@ -109,7 +111,7 @@ impl Presenter {
             iat: order.at.secs(),
             nbf: order.at.secs(),
             exp: expires_at.secs(),
-            jti: format!("presented-{}", order.lease),
+            jti: format!("presented-{}-{number:016x}", order.lease),
             grant: said.grant,
             more: said.more,
         };

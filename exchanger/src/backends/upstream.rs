@@ -59,21 +59,35 @@ impl Upstream {
     /// Posts a form (RFC 6749 §4.4.2 and the like), and reads what was made from the JSON that comes back.
     ///
     /// # Errors
-    /// See [`Upstream::make`].
+    /// `OutcomeUnknown` wherever it is not certain that nothing was made.
     pub(super) async fn post_form<T: DeserializeOwned>(
         &self,
         url: &Url,
         authorization: Option<HeaderValue>,
         form: &[(&str, &str)],
     ) -> Result<T, MintError> {
+        let answer = self.send_form(url, authorization, form).await.map_err(|error| unanswered(&error))?;
+        self.read(&answer)
+    }
+
+    /// Posts a form.
+    ///
+    /// # Errors
+    /// See [`OutboundError`]. An answer of any status is no error.
+    pub(super) async fn send_form(
+        &self,
+        url: &Url,
+        authorization: Option<HeaderValue>,
+        form: &[(&str, &str)],
+    ) -> Result<Fetched, OutboundError> {
         let body = Zeroizing::new(Serializer::new(String::new()).extend_pairs(form).finish());
-        self.make(post(url, "application/x-www-form-urlencoded", authorization, body.as_bytes())?).await
+        self.send(post(url, "application/x-www-form-urlencoded", authorization, body.as_bytes())?).await
     }
 
     /// Posts JSON, and reads what was made from the JSON that comes back.
     ///
     /// # Errors
-    /// See [`Upstream::make`].
+    /// `OutcomeUnknown` wherever it is not certain that nothing was made.
     pub(super) async fn post_json<T: DeserializeOwned>(
         &self,
         url: &Url,
@@ -81,16 +95,14 @@ impl Upstream {
         body: &Value,
     ) -> Result<T, MintError> {
         let body = Zeroizing::new(body.to_string());
-        self.make(post(url, "application/json", authorization, body.as_bytes())?).await
+        let request = post(url, "application/json", authorization, body.as_bytes());
+        let sent = async { self.send(request?).await };
+        self.read(&sent.await.map_err(|error| unanswered(&error))?)
     }
 
-    /// Sends a request that makes something.
-    ///
-    /// # Errors
-    /// `OutcomeUnknown` wherever it is not certain that nothing was made.
-    async fn make<T: DeserializeOwned>(&self, request: Request<Vec<u8>>) -> Result<T, MintError> {
-        let answer = self.send(request).await.map_err(|error| unanswered(&error))?;
-        self.made(&answer)?;
+    /// What was made, from the answer that says so.
+    fn read<T: DeserializeOwned>(&self, answer: &Fetched) -> Result<T, MintError> {
+        self.made(answer)?;
         serde_json::from_slice(&answer.body).map_err(|_| {
             let status = answer.status.as_u16();
             MintError::OutcomeUnknown(format!("{} answered {status} without what was asked for", self.name))
@@ -148,14 +160,14 @@ fn post(
     content_type: &'static str,
     authorization: Option<HeaderValue>,
     body: &[u8],
-) -> Result<Request<Vec<u8>>, MintError> {
+) -> Result<Request<Vec<u8>>, OutboundError> {
     let mut request = Request::post(url.as_str())
         .header(header::ACCEPT, "application/json")
         .header(header::CONTENT_TYPE, content_type);
     if let Some(value) = authorization {
         request = request.header(header::AUTHORIZATION, value);
     }
-    request.body(body.to_vec()).map_err(|error| MintError::Unavailable(error.to_string()))
+    request.body(body.to_vec()).map_err(|error| OutboundError::Setup(error.to_string()))
 }
 
 /// The longest part of an upstream's own words that is told, in characters.
