@@ -448,10 +448,9 @@ impl<'a> GrantLinter<'a> {
         for call in CALL.captures_iter(source) {
             let (function, text) =
                 (call.name("function").map_or("", |m| m.as_str()), call.name("text").map_or("", |m| m.as_str()));
-            let is_separator = |c: char| "/:@-_.".contains(c);
             let closed = match function {
-                "startsWith" => text.ends_with(|c| is_separator(c) && c != '-' && c != '_' && c != '.'),
-                "endsWith" => text.starts_with(is_separator),
+                "startsWith" => text.ends_with(['/', ':', '@']),
+                "endsWith" => text.starts_with('@'),
                 _ => false,
             };
             if !closed {

@@ -175,7 +175,7 @@ pub const RULES: &[LintRule] = &[
     ),
     warning(
         "open-end",
-        "the pattern ends in the middle of a name: `main*` matches `main-of-somebody-else`",
+        "the pattern begins or ends in the middle of a name: `main*` matches `main-of-somebody-else`",
         "end the fixed part with a separator, or list the values",
     ),
     warning(

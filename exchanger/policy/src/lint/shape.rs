@@ -71,16 +71,21 @@ fn demands(rule: &Rule, is_it: &dyn Fn(&str) -> bool) -> bool {
     source.split("||").all(|part| CLAIM.captures_iter(part).any(|name| is_it(&name["name"])))
 }
 
-/// A condition with its claims as `@NAME@` and its texts empty.
-fn bare(source: &str) -> String {
+/// A condition with its claims as `@NAME@`.
+fn marked(source: &str) -> String {
     let source = INDEXED.replace_all(source, "@$name@");
-    let source = SELECTED.replace_all(&source, "@$name@");
-    TEXT.replace_all(&source, "\"\"").into_owned()
+    SELECTED.replace_all(&source, "@$name@").into_owned()
+}
+
+/// A condition with its claims as `@NAME@` and its texts empty; without what any value fulfils.
+fn bare(source: &str) -> String {
+    let source = marked(source);
+    TEXT.replace_all(&ANY.replace_all(&source, ""), "\"\"").into_owned()
 }
 
 /// Whether a condition is true whatever the token says: `… || true`, `x == "a" || x != "a"`.
 pub(super) fn is_idle(source: &str) -> bool {
-    let marked = SELECTED.replace_all(&INDEXED.replace_all(source, "@$name@"), "@$name@").into_owned();
+    let marked = marked(source);
     let compared = |operator: &str| -> BTreeSet<(String, String)> {
         let found = COMPARED.captures_iter(&marked).filter(|found| &found["operator"] == operator);
         found.map(|found| (found["name"].to_owned(), found["text"].to_owned())).collect()
@@ -92,6 +97,11 @@ pub(super) fn is_idle(source: &str) -> bool {
 static INDEXED: LazyLock<Regex> = LazyLock::new(|| compiled(r#"claims\[\s*["'](?<name>[^"']*)["']\s*\]"#));
 static SELECTED: LazyLock<Regex> = LazyLock::new(|| compiled(r"claims\.(?<name>[A-Za-z0-9_]+)"));
 static TEXT: LazyLock<Regex> = LazyLock::new(|| compiled(r#""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"#));
+static ANY: LazyLock<Regex> = LazyLock::new(|| {
+    compiled(
+        r#"@[^@]+@\.(?:startsWith|endsWith|contains)\(\s*["'](?:refs/(?:heads/|tags/)?)?["']\s*\)|size\(\s*@[^@]+@\s*\)"#,
+    )
+});
 static CLAIM: LazyLock<Regex> = LazyLock::new(|| compiled(r"@(?<name>[^@]+)@"));
 static EXCLUDED: LazyLock<Regex> =
     LazyLock::new(|| compiled(r#"has\([^)]*\)|@[^@]+@\s*!=\s*\S+|""\s*!=\s*@[^@]+@|!\s*\([^)]*\)"#));
@@ -195,9 +205,14 @@ pub(super) fn matches_any_ref(pattern: &Pattern) -> bool {
         .any(|prefix| probes.iter().any(|name| pattern.is_match(&format!("{prefix}{name}"))))
 }
 
-/// Whether a pattern ends open right behind a letter or digit: `main*`, `main.*`.
+/// Whether a pattern is open right behind or, a glob, right before a letter or digit: `main*`, `main.*`, `*main`.
 pub(super) fn ends_inside_a_name(pattern: &Pattern) -> bool {
     let text = pattern.text();
+    if matches!(pattern, Pattern::Glob(_))
+        && text.split('*').skip(1).any(|after| after.starts_with(char::is_alphanumeric))
+    {
+        return true;
+    }
     let head = match pattern {
         Pattern::Glob(_) => text.strip_suffix('*'),
         Pattern::Regex(_) => {

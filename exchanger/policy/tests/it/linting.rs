@@ -405,6 +405,20 @@ const FOOTGUNS: &[(&str, &str, &str, &str)] = &[
         "phases-together",
     ),
     ("github", "event_name: push", "event_name: [push, gollum]", "dangerous-event"),
+    (
+        "github",
+        "    match:\n      repository_owner_id: \"1001\"\n      repository_id: \"772002\"\n      ref: refs/heads/main\n      event_name: push\n      environment: production",
+        "    when: claims.ref.startsWith(\"refs/heads/\") && size(claims.sha) == 40\n    match:\n      repository_owner_id: \"1001\"\n      repository_id: \"772002\"\n      event_name: push",
+        "no-ref-or-environment",
+    ),
+    (
+        "circleci",
+        "    match:",
+        "    when: claims[\"oidc.circleci.com/vcs-ref\"].endsWith(\"/main\")\n    match:",
+        "open-condition",
+    ),
+    ("bitbucket", "branchName: main", "branchName: { glob: \"*main\" }", "open-end"),
+    ("kubernetes", "namespace: ci", "namespace: default", "catch-all-value"),
     // whose job, said so that somebody else's fits
     (
         "circleci",
