@@ -142,11 +142,17 @@ pub fn system_as(user: &str, name: &str) -> Command {
 #[must_use]
 pub fn data_directory(user: &str) -> TempDir {
     let directory = tempfile::Builder::new().prefix(user).tempdir().expect("the temporary directory is there");
+    give_to(user, directory.path());
+    directory
+}
+
+/// Makes a file or directory that user's own.
+#[track_caller]
+pub fn give_to(user: &str, path: &Path) {
     if rustix::process::geteuid().is_root() {
-        let chown = Command::new("chown").arg(user).arg(directory.path()).status();
+        let chown = Command::new("chown").arg(user).arg(path).status();
         assert!(chown.is_ok_and(|done| done.success()), "there is no user {user}: run tests/run --install-only");
     }
-    directory
 }
 
 /// The folder of the programs that `tests/run` installed.

@@ -4,8 +4,11 @@
 //!
 //! To add a backend: a file in `backends/` that implements [`System`], and a row in the table.
 
+mod mysql;
 mod oci_registry;
 mod postgres;
+mod rabbitmq;
+mod redis;
 mod ssh;
 mod x509;
 
@@ -16,6 +19,7 @@ use jobpass_exchanger::demo::{
 };
 use jobpass_tests::{
     http::{client, now},
+    program::Program,
     server::{Answer, Server, Setup},
 };
 use serde_json::{Value, json};
@@ -46,6 +50,9 @@ macro_rules! crashes {
 
 table! {
     postgres_role: postgres::Role, ByName;
+    mysql_user: mysql::Shop, ByName;
+    redis_user: redis::Cache, ByName;
+    rabbitmq_user: rabbitmq::Broker, ByName;
     ssh_ed25519: ssh::Host<ssh::Ed25519>, ByItself;
     ssh_ecdsa: ssh::Host<ssh::Ecdsa>, ByItself;
     ssh_rsa: ssh::Host<ssh::Rsa>, ByItself;
@@ -85,6 +92,11 @@ trait System: Sized {
 
     /// Tries what the grant does not allow, and says how each try went.
     async fn overstepped(&self, credential: &Value) -> Vec<(&'static str, Result<(), String>)>;
+
+    /// Stays connected with a credential, until it is thrown out.
+    async fn hold(&self, _credential: &Value) -> Option<Program> {
+        None
+    }
 
     /// What the system holds of ours: everything whose name begins with `jobpass_`.
     async fn left(&self) -> Vec<String> {
@@ -163,12 +175,17 @@ async fn check<S: System>(ends: Ends) {
         assert!(went.is_err(), "the grant does not allow it: {what}");
     }
 
+    let held = system.hold(credential).await;
+
     // Taken back, twice.
     let told = world.revoke(&answer).await;
     match ends {
         Ends::ByName => {
             world.until("it is gone", SOON, async || server.lease_states() == ["ended: revoked"]).await;
             assert!(system.used(credential).await.is_err(), "it works although it was taken back");
+            if let Some(held) = held {
+                held.finish().await; // an open session would go on for ever
+            }
             assert_eq!(system.left().await, [""; 0]);
             assert_eq!(world.revoke(&answer).await["state"], "ended", "taking back is idempotent");
         }

@@ -27,6 +27,7 @@ const PUBLIC_FIELDS: &[&str] = &[
     "namespace",
     "ca",
     "certificate",
+    "vhost",
 ];
 
 /// One named field of a credential.
@@ -165,6 +166,22 @@ impl Credential {
                 ("sslmode", sslmode.into()),
             ],
         )
+    }
+
+    /// A user of a server: `kind` says of which, `place` where in it (a database, a virtual host).
+    #[must_use]
+    pub fn login(
+        kind: &str,
+        host: &str,
+        port: u16,
+        place: Option<(&'static str, &str)>,
+        username: &str,
+        password: Secret,
+    ) -> Self {
+        let mut fields = vec![("host", host.into()), ("port", Secret::new(port.to_string()))];
+        fields.extend(place.map(|(name, value)| (name, value.into())));
+        fields.extend([("username", username.into()), ("password", password)]);
+        Self::of(kind, fields)
     }
 
     /// A client certificate over the job's own key in PEM, with its authority's behind it. It is of no use

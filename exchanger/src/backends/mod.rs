@@ -12,10 +12,14 @@ pub mod github_app;
 pub mod http;
 pub mod kubernetes;
 pub mod limits;
+pub mod mysql;
 pub mod oauth2;
 pub mod oci_registry;
+mod pattern;
 pub mod postgres;
 mod presented;
+pub mod rabbitmq;
+pub mod redis;
 pub mod registry;
 pub mod signed_jwt;
 mod spec;
@@ -306,6 +310,11 @@ impl Backends {
             backend.describe().preflight().map_err(failed)
         })
     }
+}
+
+/// Whether a host is this machine, so that what is sent to it passes nobody.
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 impl SpecCompiler for Backends {

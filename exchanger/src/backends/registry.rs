@@ -1,8 +1,8 @@
 //! Every type of backend, on one page. To add one: a file beside this one, and a line in each list here.
 
 use super::{
-    Backend, Backends, aws_sts, azure, gcp, github_app, http, kubernetes, limits, oauth2, oci_registry, postgres,
-    signed_jwt, ssh, vault, x509,
+    Backend, Backends, aws_sts, azure, gcp, github_app, http, kubernetes, limits, mysql, oauth2, oci_registry,
+    postgres, rabbitmq, redis, signed_jwt, ssh, vault, x509,
 };
 use crate::{
     clock::Clock,
@@ -59,6 +59,12 @@ pub enum BackendFile {
     TokenExchange(Box<oauth2::TokenExchangeFile>),
     /// Login roles of PostgreSQL.
     Postgres(Box<postgres::File>),
+    /// Users of MariaDB and MySQL.
+    Mysql(Box<mysql::File>),
+    /// ACL users of Redis.
+    Redis(Box<redis::File>),
+    /// Users of RabbitMQ.
+    Rabbitmq(Box<rabbitmq::File>),
     /// SSH user certificates.
     Ssh(ssh::File),
     /// Tokens and dynamic secrets of Vault and OpenBao.
@@ -222,6 +228,9 @@ fn build(file: BackendFile, context: &BuildContext, presented: &[String]) -> Res
         }
         BackendFile::TokenExchange(file) => Backend::Remote(Arc::new(oauth2::OAuth2::token_exchange(*file, context)?)),
         BackendFile::Postgres(file) => Backend::Remote(Arc::new(postgres::Postgres::build(*file, context)?)),
+        BackendFile::Mysql(file) => Backend::Remote(Arc::new(mysql::Mysql::build(*file, context)?)),
+        BackendFile::Redis(file) => Backend::Remote(Arc::new(redis::Redis::build(*file, context)?)),
+        BackendFile::Rabbitmq(file) => Backend::Remote(Arc::new(rabbitmq::Rabbitmq::build(*file, context)?)),
         BackendFile::Ssh(file) => Backend::Local(Arc::new(ssh::Ssh::build(file, context)?)),
         BackendFile::X509(file) => Backend::Local(Arc::new(x509::X509::build(file, context)?)),
         BackendFile::OciRegistry(file) => Backend::Local(Arc::new(oci_registry::OciRegistry::build(file, context)?)),

@@ -7,25 +7,30 @@ use jobpass_tests::{
     server::Setup,
 };
 use serde_json::{Value, json};
+use std::process::Command;
 
 pub(super) struct Role(Postgres);
 
 impl Role {
     async fn psql(&self, credential: &Value, command: &str) -> Result<(), String> {
-        let mut psql = program::installed("psql");
-        for (variable, field) in [
-            ("PGHOST", "host"),
-            ("PGPORT", "port"),
-            ("PGDATABASE", "database"),
-            ("PGUSER", "username"),
-            ("PGPASSWORD", "password"),
-        ] {
-            psql.env(variable, credential[field].as_str().expect("a text"));
-        }
-        psql.args(["-X", "-v", "ON_ERROR_STOP=1", "-c", command]);
-        let done = Program::run(psql).await;
+        let done = Program::run(psql(credential, command)).await;
         if done.status.success() { Ok(()) } else { Err(done.log) }
     }
+}
+
+fn psql(credential: &Value, command: &str) -> Command {
+    let mut psql = program::installed("psql");
+    for (variable, field) in [
+        ("PGHOST", "host"),
+        ("PGPORT", "port"),
+        ("PGDATABASE", "database"),
+        ("PGUSER", "username"),
+        ("PGPASSWORD", "password"),
+    ] {
+        psql.env(variable, credential[field].as_str().expect("a text"));
+    }
+    psql.args(["-X", "-v", "ON_ERROR_STOP=1", "-c", command]);
+    psql
 }
 
 impl System for Role {
@@ -57,6 +62,14 @@ impl System for Role {
             tries.push((command, self.psql(credential, command).await));
         }
         tries
+    }
+
+    async fn hold(&self, credential: &Value) -> Option<Program> {
+        let held = Program::start(psql(credential, "SELECT pg_sleep(600)"));
+        let user = credential["username"].as_str().expect("a text");
+        let (admin, query) = (self.0.admin().await, "SELECT 1 FROM pg_stat_activity WHERE usename = $1");
+        let connected = async || admin.query_opt(query, &[&user]).await.expect("the query is right").is_some();
+        Some(held.ready(connected).await)
     }
 
     async fn left(&self) -> Vec<String> {

@@ -167,7 +167,7 @@ impl Postgres {
     /// When the config cannot be right; the text names the field.
     pub fn build(file: File, context: &BuildContext) -> Result<Self, String> {
         let port = file.port.unwrap_or(PORT);
-        let local = file.host.starts_with('/') || is_loopback(&file.host);
+        let local = file.host.starts_with('/') || super::is_loopback(&file.host);
         let protection = file.sslmode.unwrap_or(if local { Protection::Disable } else { Protection::VerifyFull });
         if protection == Protection::Disable && file.ca_file.is_some() {
             return Err("ca_file: it is of no use with `sslmode: disable`".to_owned());
@@ -403,10 +403,6 @@ fn cure(refusal: &DbError) -> &'static str {
         }
         _ => "",
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 impl Describe for Postgres {

@@ -1,0 +1,115 @@
+//! Calls of RabbitMQ's management API (its "HTTP API" page).
+
+use crate::{
+    backends::RemoteError,
+    config::{Env, SecretRef},
+    outbound::{Outbound, OutboundError, OutboundOptions},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::{HeaderValue, Method, Request, header};
+use serde_json::Value;
+use std::sync::OnceLock;
+use url::Url;
+use zeroize::Zeroizing;
+
+/// The API, and who we are there.
+pub(super) struct Api {
+    url: Url,
+    user: String,
+    password: SecretRef,
+    env: Env,
+    options: OutboundOptions,
+    client: OnceLock<Outbound>,
+}
+
+/// Why a call did not do what it was for. Holds no secret.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// It was never sent.
+    NotSent(String),
+    /// The API refused it, and did nothing: the status, and what it said.
+    Refused(u16, String),
+    /// It was sent, and nobody knows more.
+    Unknown(String),
+}
+
+impl From<Trouble> for RemoteError {
+    fn from(trouble: Trouble) -> Self {
+        let (Trouble::NotSent(why) | Trouble::Refused(_, why) | Trouble::Unknown(why)) = trouble;
+        Self(why)
+    }
+}
+
+impl Api {
+    pub(super) fn new(url: Url, user: String, password: SecretRef, env: Env, options: OutboundOptions) -> Self {
+        Self { url, user, password, env, options, client: OnceLock::new() }
+    }
+
+    /// Whether the CA file and the password can be read.
+    pub(super) fn check(&self) -> Result<(), String> {
+        self.client().map_err(|error| error.to_string())?;
+        self.authorization().map(|_| ())
+    }
+
+    /// Calls `/api/` and these segments.
+    pub(super) async fn call(&self, method: Method, path: &[&str], body: Option<&Value>) -> Result<(), Trouble> {
+        let request = self.request(method, path, body).map_err(Trouble::NotSent)?;
+        let answer = match self.client().map_err(|error| Trouble::NotSent(error.to_string()))?.send(request).await {
+            Ok(answer) => answer,
+            Err(error) if error.never_sent() => return Err(Trouble::NotSent(error.to_string())),
+            Err(error) => return Err(Trouble::Unknown(error.to_string())),
+        };
+        let status = answer.status.as_u16();
+        let why = || {
+            let told: Option<Value> = serde_json::from_slice(&answer.body).ok();
+            let reason = told.as_ref().and_then(|told| told["reason"].as_str()).unwrap_or_default();
+            let cure = match status {
+                401 | 403 => ": jobpass's user has to be an administrator (docs/backends/rabbitmq.md)",
+                _ => "",
+            };
+            format!("the management API answered {status} {reason}{cure}")
+        };
+        match status {
+            200..=299 => Ok(()),
+            429 | 503 => Err(Trouble::Unknown(why())),
+            400..=499 => Err(Trouble::Refused(status, why())),
+            _ => Err(Trouble::Unknown(why())),
+        }
+    }
+
+    fn request(&self, method: Method, path: &[&str], body: Option<&Value>) -> Result<Request<Vec<u8>>, String> {
+        let mut url = self.url.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            // As segments, so that a `/` in a virtual host's name stays one.
+            segments.pop_if_empty().push("api").extend(path);
+        }
+        let request = Request::builder()
+            .method(method)
+            .uri(url.as_str())
+            .header(header::AUTHORIZATION, self.authorization()?)
+            .header(header::CONTENT_TYPE, "application/json");
+        request
+            .body(body.map_or_else(Vec::new, |body| body.to_string().into_bytes()))
+            .map_err(|error| error.to_string())
+    }
+
+    /// RFC 7617. Read for each call, so that a rotated password needs no restart.
+    fn authorization(&self) -> Result<HeaderValue, String> {
+        let password = self.password.read(&self.env).map_err(|error| format!("password: {error}"))?;
+        let pair = Zeroizing::new(format!("{}:{}", self.user, password.expose()));
+        let mut value = HeaderValue::try_from(format!("Basic {}", STANDARD.encode(&*pair)))
+            .map_err(|_| "password: not a header's value".to_owned())?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+
+    fn client(&self) -> Result<&Outbound, OutboundError> {
+        match self.client.get() {
+            Some(client) => Ok(client),
+            None => {
+                let client = Outbound::new(self.options.clone())?;
+                Ok(self.client.get_or_init(|| client))
+            }
+        }
+    }
+}

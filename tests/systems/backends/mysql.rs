@@ -1,0 +1,86 @@
+//! MariaDB and `mariadb`, with a user for jobpass that may do no more than its page says.
+
+use super::System;
+use jobpass_tests::{
+    mariadb::{Mariadb, client, run},
+    program::Program,
+    server::Setup,
+};
+use serde_json::{Value, json};
+
+pub(super) struct Shop(Mariadb);
+
+fn login(credential: &Value) -> [&str; 3] {
+    ["username", "password", "database"].map(|field| credential[field].as_str().expect("a text"))
+}
+
+impl Shop {
+    async fn run(&self, credential: &Value, statement: &str) -> Result<(), String> {
+        let [user, password, database] = login(credential);
+        let done = run(self.0.port, user, password, database, statement).await;
+        if done.status.success() { Ok(()) } else { Err(done.log) }
+    }
+}
+
+impl System for Shop {
+    async fn start() -> Self {
+        let mariadb = Mariadb::start().await;
+        mariadb
+            .admin(
+                "CREATE TABLE deploys (n int); CREATE TABLE salaries (n int); CREATE DATABASE app_ci; \
+                 CREATE DATABASE appxci; CREATE TABLE appxci.t (n int); \
+                 CREATE USER jobpass@'127.0.0.1' IDENTIFIED BY 'jobpasspw'; \
+                 GRANT CREATE USER, PROCESS, CONNECTION ADMIN ON *.* TO jobpass@'127.0.0.1'; \
+                 GRANT SELECT, INSERT ON app.deploys TO jobpass@'127.0.0.1' WITH GRANT OPTION; \
+                 GRANT SELECT, INSERT, CREATE ON `app\\_ci`.* TO jobpass@'127.0.0.1' WITH GRANT OPTION",
+            )
+            .await;
+        Self(mariadb)
+    }
+
+    fn backend(&self, setup: &Setup) -> Value {
+        let password = setup.secret("mariadb-password", "jobpasspw");
+        json!({ "mysql": {
+            "host": "127.0.0.1", "port": self.0.port, "user": "jobpass", "password": password, "job_hosts": "127.0.0.%",
+            "settle": "1s",
+        } })
+    }
+
+    fn credential(&self) -> Value {
+        json!({ "connection_limit": 3, "privileges": [
+            { "database": "app", "table": "deploys", "allow": ["select", "insert"] },
+            { "database": "app_ci", "allow": ["select", "create"] },
+        ] })
+    }
+
+    async fn used(&self, credential: &Value) -> Result<(), String> {
+        self.run(credential, "INSERT INTO deploys VALUES (1); CREATE TABLE IF NOT EXISTS app_ci.t (n int)").await
+    }
+
+    async fn overstepped(&self, credential: &Value) -> Vec<(&'static str, Result<(), String>)> {
+        let mut tries = Vec::new();
+        for statement in [
+            "SELECT * FROM salaries",
+            "DELETE FROM deploys",
+            "INSERT INTO app_ci.t VALUES (1)",
+            "SELECT * FROM appxci.t", // `_` is no pattern
+            "CREATE USER mine",
+            "GRANT SELECT ON deploys TO CURRENT_USER",
+            "SELECT * FROM mysql.user",
+        ] {
+            tries.push((statement, self.run(credential, statement).await));
+        }
+        tries
+    }
+
+    async fn hold(&self, credential: &Value) -> Option<Program> {
+        let [user, password, database] = login(credential);
+        let held = Program::start(client(self.0.port, user, password, database, "SELECT SLEEP(600)"));
+        let sessions = format!("SELECT user FROM information_schema.processlist WHERE user = '{user}'");
+        Some(held.ready(async || self.0.admin(&sessions).await.contains(user)).await)
+    }
+
+    async fn left(&self) -> Vec<String> {
+        self.0.leased_users().await
+    }
+}
