@@ -5,7 +5,10 @@ use crate::{
     program::{self, Program},
 };
 use serde_json::{Value, json};
-use std::process::Command;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 
@@ -18,17 +21,29 @@ pub const ADMIN_PASSWORD: &str = "adminpw";
 pub struct Postgres {
     /// Where it listens on 127.0.0.1.
     pub port: u16,
+    directory: TempDir,
     _program: Program,
-    _directory: TempDir,
 }
 
 impl Postgres {
     /// Initialises a cluster and starts it: about two seconds.
     pub async fn start() -> Self {
+        Self::launch(false).await
+    }
+
+    /// The same with TLS, by a certificate of an authority of its own.
+    pub async fn start_tls() -> Self {
+        Self::launch(true).await
+    }
+
+    async fn launch(tls: bool) -> Self {
         let directory =
             tempfile::Builder::new().prefix("postgres").tempdir().expect("the temporary directory is there");
         let password_file = directory.path().join("password");
         std::fs::write(&password_file, ADMIN_PASSWORD).expect("the directory is ours");
+        if tls {
+            certificates(directory.path()).await;
+        }
         if rustix::process::geteuid().is_root() {
             let chown = Command::new("chown").args(["-R", "postgres"]).arg(directory.path()).status();
             assert!(
@@ -47,8 +62,13 @@ impl Postgres {
         let mut postgres = unprivileged("postgres");
         postgres.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
         postgres.args(["-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "log_statement=none"]);
-        let program = Program::start(postgres).ready(async || connect(port).await.is_ok()).await;
-        Self { port, _program: program, _directory: directory }
+        if tls {
+            let file = |name: &str| directory.path().join(name).display().to_string();
+            postgres.args(["-c", "ssl=on", "-c", &format!("ssl_cert_file={}", file("server.pem"))]);
+            postgres.args(["-c", &format!("ssl_key_file={}", file("server.key"))]);
+        }
+        let program = Program::start(postgres).ready(async || connect(port, "postgres").await.is_ok()).await;
+        Self { port, directory, _program: program }
     }
 
     /// This server as a backend in jobpass's config; `password` is the reference to the superuser's.
@@ -61,7 +81,18 @@ impl Postgres {
 
     /// A connection as the superuser.
     pub async fn admin(&self) -> Client {
-        connect(self.port).await.expect("a ready server takes its superuser")
+        self.admin_of("postgres").await
+    }
+
+    /// The same to another database.
+    pub async fn admin_of(&self, database: &str) -> Client {
+        connect(self.port, database).await.expect("a ready server takes its superuser")
+    }
+
+    /// The certificate of the server's authority, if it was started with TLS.
+    #[must_use]
+    pub fn ca_file(&self) -> PathBuf {
+        self.directory.path().join("ca.pem")
     }
 
     /// Whether a role of this name exists.
@@ -78,11 +109,33 @@ impl Postgres {
     }
 }
 
-async fn connect(port: u16) -> Result<Client, tokio_postgres::Error> {
-    let config = format!("host=127.0.0.1 port={port} user={ADMIN} password={ADMIN_PASSWORD} dbname=postgres");
+async fn connect(port: u16, database: &str) -> Result<Client, tokio_postgres::Error> {
+    let config = format!("host=127.0.0.1 port={port} user={ADMIN} password={ADMIN_PASSWORD} dbname={database}");
     let (client, connection) = tokio_postgres::connect(&config, NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
+}
+
+/// An authority, and the server's certificate by it.
+async fn certificates(directory: &Path) {
+    for (name, more) in [
+        ("ca", &["-subj", "/CN=authority"][..]),
+        (
+            "server",
+            &["-subj", "/CN=server", "-addext", "subjectAltName=IP:127.0.0.1", "-CA", "ca.pem", "-CAkey", "ca.key"],
+        ),
+    ] {
+        let mut openssl = program::system("openssl");
+        openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]);
+        openssl.args(["-keyout", &format!("{name}.key"), "-out", &format!("{name}.pem")]).args(more);
+        openssl.args(if name == "ca" { &[][..] } else { &["-addext", "basicConstraints=critical,CA:FALSE"] });
+        Program::run({
+            openssl.current_dir(directory);
+            openssl
+        })
+        .await
+        .expect_success();
+    }
 }
 
 /// PostgreSQL refuses to run as root.

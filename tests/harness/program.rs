@@ -12,7 +12,7 @@ use std::{
 use tempfile::{NamedTempFile, TempDir};
 
 /// How long a program may take to become ready, or to end when it was told to.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A child process in a process group of its own, with its output kept. Dropping it kills the group.
 pub struct Program {

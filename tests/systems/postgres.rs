@@ -193,3 +193,97 @@ async fn a_server_that_is_gone_makes_nothing() {
     world.until("all is ended", async || world.leases().await.iter().all(|l| l.state.name() == "ended")).await;
     world.close().await;
 }
+
+/// Claims that mean something to SQL, and what becomes of them in a statement, as PostgreSQL itself tells.
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_in_statements_arrive_as_they_are() {
+    let postgres = Postgres::start().await;
+    let admin = postgres.admin().await;
+    let secrets = tempfile::tempdir().expect("a directory");
+    let password = secrets.path().join("password");
+    std::fs::write(&password, "adminpw\n").expect("writes");
+    let backends = format!(
+        "  db:\n    postgres: {{ host: 127.0.0.1, port: {}, database: postgres, user: admin, statements: true, \
+         password: \"file:{}\" }}\n",
+        postgres.port,
+        password.display()
+    );
+    let spec = "statements: [\"COMMENT ON ROLE {{ role }} IS {{ claims.run_id }}\", \
+                \"GRANT {{ claims.run_id | identifier }} TO {{ role }}\"]";
+    let grants = vec![("db.yaml".to_owned(), grant("db", "db", spec))];
+    let world = World::of(Setting { grants, backends, ..Setting::default() }).await;
+    let mut carried = 0;
+    for value in [
+        "'",
+        "''",
+        "\"",
+        "\\",
+        "\\'",
+        "';--",
+        "'; DROP ROLE admin; --",
+        "\"; DROP ROLE admin; --",
+        "*",
+        "%",
+        "a/b",
+        " a",
+        "$$",
+        "$(id)",
+        "{{ role }}",
+        "роль",
+        "\u{1f419}",
+        "\u{202e}",
+        "a\0b",
+        "a\nb",
+        &"x".repeat(63),
+        &"x".repeat(300),
+    ] {
+        let refused = value.chars().any(char::is_control) || value.len() > 63;
+        if !refused {
+            let role = format!("CREATE ROLE \"{}\"", value.replace('"', "\"\""));
+            admin.batch_execute(&role).await.expect("the superuser may");
+        }
+        let token = world.token_with(|token| token.claim("run_id", value));
+        let answer = world.exchange(&token, "db", &[("session", &session())]).await;
+        if refused {
+            let answer = answer.refused(400, "invalid_request");
+            assert!(answer.text.contains("credential.statements.1") || answer.text.contains("credential.statements.0"));
+            continue;
+        }
+        let role = answer.granted().text_at("/credential/username");
+        let told = "SELECT shobj_description(oid, 'pg_authid'), pg_has_role(rolname, $2, 'MEMBER') FROM pg_roles WHERE rolname = $1";
+        let told = admin.query_one(told, &[&role, &value]).await.expect("the role is there");
+        assert_eq!((told.get::<_, &str>(0), told.get::<_, bool>(1)), (value, true));
+        carried += 1;
+    }
+    assert_eq!(carried, 18);
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_another_authority_is_not_believed() {
+    let (postgres, other) = (Postgres::start_tls().await, Postgres::start_tls().await);
+    let secrets = tempfile::tempdir().expect("a directory");
+    let password = secrets.path().join("password");
+    std::fs::write(&password, "adminpw\n").expect("writes");
+    let backend = |name: &str, ca: &Postgres, host: &str| {
+        format!(
+            "  {name}:\n    postgres: {{ host: {host}, port: {}, database: postgres, user: admin, sslmode: verify-full, \
+             ca_file: \"{}\", password: \"file:{}\" }}\n",
+            postgres.port,
+            ca.ca_file().display(),
+            password.display()
+        )
+    };
+    let backends = backend("right", &postgres, "127.0.0.1")
+        + &backend("wrong-ca", &other, "127.0.0.1")
+        + &backend("wrong-name", &postgres, "localhost");
+    let grants =
+        ["right", "wrong-ca", "wrong-name"].map(|name| (format!("{name}.yaml"), grant(name, name, "roles: [app]")));
+    postgres.admin().await.batch_execute("CREATE ROLE app").await.expect("the superuser may");
+    let world = World::of(Setting { grants: grants.into(), backends, ..Setting::default() }).await;
+    assert_eq!(world.issue("right").await.text_at("/credential/sslmode"), "require");
+    for name in ["wrong-ca", "wrong-name"] {
+        world.exchange(&world.token(), name, &[("session", &session())]).await.refused(502, "server_error");
+    }
+    world.close().await;
+}

@@ -1,8 +1,8 @@
-//! PostgreSQL and `psql`.
+//! PostgreSQL over TLS and `psql`, with a role for jobpass that may do no more than its page says.
 
 use super::System;
 use jobpass_tests::{
-    postgres::{ADMIN_PASSWORD, Postgres},
+    postgres::Postgres,
     program::{self, Program},
     server::Setup,
 };
@@ -11,65 +11,109 @@ use std::process::Command;
 
 pub(super) struct Role(Postgres);
 
+const SETUP: &str = r#"
+    CREATE ROLE jobpass LOGIN CREATEROLE PASSWORD 'jobpasspw';
+    CREATE ROLE app;
+    GRANT app TO jobpass WITH ADMIN OPTION;
+    CREATE TABLE deploys (n int);
+    CREATE TABLE salaries (n int);
+    GRANT INSERT ON deploys TO app;
+    CREATE SCHEMA ci_772002;
+    CREATE TABLE ci_772002.runs (id serial, n int);
+    GRANT USAGE ON SCHEMA ci_772002 TO jobpass WITH GRANT OPTION;
+    GRANT SELECT, INSERT, DELETE ON ALL TABLES IN SCHEMA ci_772002 TO jobpass WITH GRANT OPTION;
+    GRANT USAGE ON ALL SEQUENCES IN SCHEMA ci_772002 TO jobpass WITH GRANT OPTION"#;
+const SETUP_REPORTS: &str = r#"
+    CREATE SCHEMA "wei""rd";
+    CREATE TABLE "wei""rd"."t 1" (n int);
+    CREATE TABLE "wei""rd".t2 (n int);
+    GRANT USAGE, CREATE ON SCHEMA "wei""rd" TO jobpass WITH GRANT OPTION;
+    GRANT SELECT ON ALL TABLES IN SCHEMA "wei""rd" TO jobpass WITH GRANT OPTION"#;
+
 impl Role {
-    async fn psql(&self, credential: &Value, command: &str) -> Result<(), String> {
-        let done = Program::run(psql(credential, command)).await;
+    async fn psql(&self, credential: &Value, database: &str, command: &str) -> Result<(), String> {
+        let done = Program::run(self.client(credential, database, command)).await;
         if done.status.success() { Ok(()) } else { Err(done.log) }
     }
-}
 
-fn psql(credential: &Value, command: &str) -> Command {
-    let mut psql = program::installed("psql");
-    for (variable, field) in [
-        ("PGHOST", "host"),
-        ("PGPORT", "port"),
-        ("PGDATABASE", "database"),
-        ("PGUSER", "username"),
-        ("PGPASSWORD", "password"),
-    ] {
-        psql.env(variable, credential[field].as_str().expect("a text"));
+    fn client(&self, credential: &Value, database: &str, command: &str) -> Command {
+        let mut psql = program::installed("psql");
+        for (variable, field) in [
+            ("PGHOST", "host"),
+            ("PGPORT", "port"),
+            ("PGUSER", "username"),
+            ("PGPASSWORD", "password"),
+            ("PGSSLMODE", "sslmode"),
+        ] {
+            psql.env(variable, credential[field].as_str().expect("a text"));
+        }
+        psql.env("PGDATABASE", database).env("PGSSLROOTCERT", self.0.ca_file());
+        psql.args(["-X", "-v", "ON_ERROR_STOP=1", "-c", command]);
+        psql
     }
-    psql.args(["-X", "-v", "ON_ERROR_STOP=1", "-c", command]);
-    psql
 }
 
 impl System for Role {
     async fn start() -> Self {
-        let postgres = Postgres::start().await;
-        let setup = "CREATE ROLE app; CREATE TABLE deploys (n int); CREATE TABLE salaries (n int); \
-                     GRANT SELECT, INSERT ON deploys TO app";
-        postgres.admin().await.batch_execute(setup).await.expect("the superuser may");
+        let postgres = Postgres::start_tls().await;
+        postgres.admin().await.batch_execute(SETUP).await.expect("the superuser may");
+        postgres.admin().await.batch_execute("CREATE DATABASE reports").await.expect("the superuser may");
+        postgres.admin_of("reports").await.batch_execute(SETUP_REPORTS).await.expect("the superuser may");
         Self(postgres)
     }
 
     fn backend(&self, setup: &Setup) -> Value {
-        let mut backend = self.0.backend(&setup.secret("postgres-password", ADMIN_PASSWORD));
-        backend["postgres"]["settle"] = "1s".into();
-        backend
+        json!({ "postgres": {
+            "host": "127.0.0.1", "port": self.0.port, "database": "postgres", "user": "jobpass", "statements": true,
+            "password": setup.secret("postgres-password", "jobpasspw"), "settle": "1s", "roles": ["app"],
+            "sslmode": "verify-full", "ca_file": self.0.ca_file(),
+        } })
     }
 
     fn credential(&self) -> Value {
-        json!({ "roles": ["app"] })
+        json!({
+            "roles": ["app"],
+            "privileges": [
+                { "schema": "ci_{{ claims.repository_id }}", "allow": ["select", "insert", "sequences"] },
+                { "database": "reports", "schema": "wei\"rd", "tables": ["t 1"], "allow": ["select", "create"] },
+            ],
+            "statements": ["ALTER ROLE {{ role }} SET application_name = {{ claims.repository_id }}"],
+        })
     }
 
     async fn used(&self, credential: &Value) -> Result<(), String> {
-        self.psql(credential, "INSERT INTO deploys VALUES (1)").await
+        let command = "INSERT INTO deploys VALUES (1); INSERT INTO ci_772002.runs (n) SELECT count(*) FROM ci_772002.runs; \
+                       SELECT 1 / ssl::int FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+        self.psql(credential, "postgres", command).await?;
+        let command = r#"SELECT * FROM "wei""rd"."t 1"; CREATE TABLE IF NOT EXISTS "wei""rd".mine (n int)"#;
+        self.psql(credential, "reports", command).await
     }
 
     async fn overstepped(&self, credential: &Value) -> Vec<(&'static str, Result<(), String>)> {
         let mut tries = Vec::new();
-        for command in ["SELECT * FROM salaries", "DELETE FROM deploys", "CREATE ROLE mine"] {
-            tries.push((command, self.psql(credential, command).await));
+        for (database, command) in [
+            ("postgres", "SELECT * FROM salaries"),
+            ("postgres", "DELETE FROM deploys"),
+            ("postgres", "DELETE FROM ci_772002.runs"),
+            ("postgres", "CREATE TABLE ci_772002.mine (n int)"),
+            ("postgres", "CREATE ROLE mine"),
+            ("reports", r#"SELECT * FROM "wei""rd".t2"#),
+            ("reports", r#"INSERT INTO "wei""rd"."t 1" VALUES (1)"#),
+        ] {
+            tries.push((command, self.psql(credential, database, command).await));
         }
         tries
     }
 
     async fn hold(&self, credential: &Value) -> Option<Program> {
-        let held = Program::start(psql(credential, "SELECT pg_sleep(600)"));
+        let held = Program::start(self.client(credential, "reports", "SELECT pg_sleep(600)"));
         let user = credential["username"].as_str().expect("a text");
         let (admin, query) = (self.0.admin().await, "SELECT 1 FROM pg_stat_activity WHERE usename = $1");
         let connected = async || admin.query_opt(query, &[&user]).await.expect("the query is right").is_some();
-        Some(held.ready(connected).await)
+        let held = held.ready(connected).await;
+        let plain = "SELECT 1 FROM pg_stat_activity JOIN pg_stat_ssl USING (pid) WHERE usename = 'jobpass' AND NOT ssl";
+        assert!(admin.query(plain, &[]).await.expect("the query is right").is_empty(), "jobpass itself uses no TLS");
+        Some(held)
     }
 
     async fn left(&self) -> Vec<String> {

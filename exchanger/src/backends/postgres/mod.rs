@@ -6,6 +6,7 @@
 //! it owns in every database of the cluster, and then drops it.
 
 mod pool;
+mod rights;
 mod scram;
 mod sql;
 #[cfg(test)]
@@ -25,6 +26,8 @@ use futures_util::future::BoxFuture;
 use jobpass_policy::{CredentialSource, Diagnostic, FieldRules, GrantContext, Permit, Template};
 use jobpass_protocol::Credential;
 use pool::{Link, Pool, Server, Tls};
+pub use rights::{Privilege, PrivilegesFile};
+use rights::{Rights, Statements};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
@@ -62,6 +65,9 @@ pub struct File {
     pub ca_file: Option<PathBuf>,
     /// The roles that grants may hand out. Default: any that our own role may grant.
     pub roles: Option<Vec<String>>,
+    /// Whether grants may have `statements` run with our role's rights. Default: no.
+    #[serde(default)]
+    pub statements: bool,
     /// Who gets what a dropped role owned. Default: it is dropped.
     pub reassign_owned_to: Option<String>,
     /// Where jobs find the server, if not where we do.
@@ -103,7 +109,15 @@ pub struct Advertise {
 #[serde(deny_unknown_fields)]
 pub struct SpecFile {
     /// The roles whose member the login becomes, as templates over stable claims.
+    #[serde(default)]
     pub roles: Vec<String>,
+    /// Rights on schemas, in this and other databases of the cluster.
+    #[serde(default)]
+    pub privileges: Vec<PrivilegesFile>,
+    /// SQL statements that are run in the transaction that makes the login, with `{{ role }}` for its name,
+    /// `{{ claims.NAME }}` for a claim as a string constant and `{{ claims.NAME | identifier }}` for one as a name.
+    #[serde(default)]
+    pub statements: Vec<String>,
     /// The database that the job is told. Default: the backend's.
     pub database: Option<String>,
     /// How many connections it may have at once. Default 5.
@@ -138,6 +152,7 @@ pub struct Postgres {
     pool: Pool,
     clock: Arc<dyn Clock>,
     roles: Option<Vec<String>>,
+    may_run_statements: bool,
     heir: Option<Identifier>,
     job_host: String,
     job_port: u16,
@@ -149,12 +164,14 @@ pub struct Postgres {
 
 struct Compiled {
     roles: Vec<Template>,
+    rights: Rights,
     database: String,
     connection_limit: u16,
 }
 
 struct Rendered {
     roles: Vec<Identifier>,
+    statements: Statements,
     database: String,
     connection_limit: u16,
     comment: String,
@@ -202,6 +219,7 @@ impl Postgres {
             pool: Pool::new(server, Arc::clone(&context.clock), connections.into()),
             clock: Arc::clone(&context.clock),
             roles: file.roles,
+            may_run_statements: file.statements,
             heir,
             job_host: file.advertise.host.unwrap_or(file.host),
             job_port: file.advertise.port.unwrap_or(port),
@@ -225,6 +243,7 @@ impl Postgres {
             NewRole {
                 name: &name,
                 member_of: &rendered.roles,
+                more: &rendered.statements.home,
                 verifier: &verifier,
                 connection_limit: rendered.connection_limit,
                 valid_until: link.by_server(order.expires_at),
@@ -237,6 +256,15 @@ impl Postgres {
             Ok(answer) => {
                 link.learn_time(&answer, self.clock.now());
                 self.pool.give_back(link);
+                for (database, statements) in &rendered.statements.elsewhere {
+                    if let Err(refused) = self.run_in(database, &sql::in_turn(statements)).await {
+                        // Certainly nothing is left of it, or nobody knows.
+                        return Err(match self.take_back(&name).await {
+                            Ok(_) => MintError::Refused(refused.0),
+                            Err(_) => MintError::OutcomeUnknown(refused.0),
+                        });
+                    }
+                }
                 let credential = Credential::postgres(
                     &self.job_host,
                     self.job_port,
@@ -301,11 +329,16 @@ impl Postgres {
             run(link, &statements).await?;
             return Ok(());
         }
+        self.run_in(database, &statements).await
+    }
+
+    /// Runs statements in another database of the cluster.
+    async fn run_in(&self, database: &str, statements: &str) -> Result<(), RemoteError> {
         let connected = tokio::time::timeout(STEP, self.pool.server.connect(Some(database))).await;
         let client = connected
             .map_err(|_| RemoteError(format!("no connection to database {database} in time")))?
             .map_err(|error| RemoteError(format!("database {database}: {error}")))?;
-        let done = tokio::time::timeout(STEP, client.simple_query(&statements)).await;
+        let done = tokio::time::timeout(STEP, client.simple_query(statements)).await;
         done.map_err(|_| Trouble::Deadline)?.map_err(|error| Trouble::from(&error))?;
         Ok(())
     }
@@ -421,8 +454,16 @@ impl Describe for Postgres {
     ) -> Result<Spec, Vec<Diagnostic>> {
         let file: SpecFile = credential.parse().map_err(|error| vec![error])?;
         let mut reader = SpecReader::new(credential, grant);
-        if file.roles.is_empty() {
-            reader.refuse(&["roles"], "a login without roles can do nothing", "name at least one role");
+        if file.roles.is_empty() && file.privileges.is_empty() && file.statements.is_empty() {
+            reader.refuse(
+                &["roles"],
+                "a login without roles can do nothing",
+                "name at least one role, or `privileges`",
+            );
+        }
+        if !self.may_run_statements && !file.statements.is_empty() {
+            let cure = "use `privileges`, or set `statements: true` in the backend's config";
+            reader.refuse(&["statements"], "the backend's config does not let grants run statements", cure);
         }
         let mut roles = Vec::with_capacity(file.roles.len());
         for (index, text) in file.roles.iter().enumerate() {
@@ -438,8 +479,10 @@ impl Describe for Postgres {
         if file.connection_limit == Some(0) {
             reader.refuse(&["connection_limit"], "nobody could log in", "allow at least one connection");
         }
+        let rights = Rights::read(&mut reader, &file.privileges, &file.statements);
         reader.finish(Some(Compiled {
             roles,
+            rights,
             database: file.database.unwrap_or_else(|| self.database.clone()),
             connection_limit: file.connection_limit.unwrap_or(CONNECTION_LIMIT),
         }))
@@ -496,14 +539,18 @@ impl RemoteBackend for Postgres {
             let role = spec::render(&field, template, permit)?;
             roles.push(self.may_hand_out(&role).map_err(|why| spec::unfit(&field, &why))?);
         }
+        let name = order.lease.remote_name();
+        let role = Identifier::parse(&name).map_err(|error| spec::unfit("lease", &error))?;
+        let statements = compiled.rights.render(permit, &role, &self.database, &compiled.database)?;
         let rendered = Rendered {
             roles,
+            statements,
             database: compiled.database.clone(),
             connection_limit: compiled.connection_limit,
             comment: spec::stamp(permit, order, MAX_COMMENT),
         };
         let worst_expiry = order.expires_at.max(order.at + self.deadline + self.settle);
-        let object = json!({ "role": order.lease.remote_name() });
+        let object = json!({ "role": name });
         Ok(Plan { object, rendered: Arc::new(rendered), worst_expiry })
     }
 

@@ -48,6 +48,8 @@ pub(super) fn literal(text: &str) -> String {
 pub(super) struct NewRole<'a> {
     pub(super) name: &'a Identifier,
     pub(super) member_of: &'a [Identifier],
+    /// What else is to be done in the same transaction.
+    pub(super) more: &'a [String],
     pub(super) verifier: &'a str,
     pub(super) connection_limit: u16,
     pub(super) valid_until: Timestamp,
@@ -62,19 +64,26 @@ impl NewRole<'_> {
     /// held up on its way comes to nothing. It also tells the server's time.
     pub(super) fn statements(&self) -> String {
         let roles: Vec<String> = self.member_of.iter().map(Identifier::to_string).collect();
+        let roles = if roles.is_empty() { String::new() } else { format!(" IN ROLE {}", roles.join(", ")) };
+        let more = if self.more.is_empty() { String::new() } else { in_turn(self.more) + "; " };
         format!(
-            "CREATE ROLE {name} LOGIN INHERIT CONNECTION LIMIT {limit} PASSWORD {verifier} VALID UNTIL '{until}' \
-             IN ROLE {roles}; COMMENT ON ROLE {name} IS {comment}; \
-             SELECT {NOW}, 1 / (clock_timestamp() < '{not_after}'::timestamptz)::int",
+            "CREATE ROLE {name} LOGIN INHERIT CONNECTION LIMIT {limit} PASSWORD {verifier} VALID UNTIL '{until}'\
+             {roles}; COMMENT ON ROLE {name} IS {comment}; {more}SELECT {NOW}, 1 / (clock_timestamp() < '{not_after}'::timestamptz)::int",
             name = self.name,
             limit = self.connection_limit,
             verifier = literal(self.verifier),
             until = self.valid_until,
-            roles = roles.join(", "),
             comment = literal(self.comment),
             not_after = self.not_after,
         )
     }
+}
+
+/// Statements that change the rights on an object which others change at the same time: PostgreSQL fails
+/// all of them but one ("tuple concurrently updated"), unless they wait for each other.
+pub(super) fn in_turn(statements: &[String]) -> String {
+    // Any number will do; nobody else uses this one.
+    format!("SELECT pg_advisory_xact_lock(7742830917420463); {}", statements.join("; "))
 }
 
 /// The server's time, in epoch milliseconds.
@@ -114,7 +123,7 @@ pub(super) fn terminate(role: &Identifier, wait_ms: u64) -> String {
 /// Hands what the role owns in this database to `heir`, or drops it; takes back what it was granted.
 pub(super) fn disown(role: &Identifier, heir: Option<&Identifier>) -> String {
     let reassign = heir.map(|heir| format!("REASSIGN OWNED BY {role} TO {heir}; ")).unwrap_or_default();
-    format!("{reassign}DROP OWNED BY {role} CASCADE")
+    in_turn(&[format!("{reassign}DROP OWNED BY {role} CASCADE")])
 }
 
 /// Removes the role.
