@@ -1,10 +1,14 @@
-//! A real MariaDB of its own.
+//! A real MariaDB of its own, with TLS.
 
 use crate::{
     ports,
-    program::{self, Finished, Program},
+    program::{self, Program},
+    tls,
 };
-use std::process::Command;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 use tempfile::TempDir;
 
 /// The user that may do everything, from 127.0.0.1.
@@ -16,8 +20,8 @@ pub const ADMIN_PASSWORD: &str = "adminpw";
 pub struct Mariadb {
     /// Where it listens on 127.0.0.1.
     pub port: u16,
+    directory: TempDir,
     _program: Program,
-    _directory: TempDir,
 }
 
 impl Mariadb {
@@ -36,20 +40,38 @@ impl Mariadb {
         );
         std::fs::write(&start, admin.replace("; ", ";\n")).expect("the directory is ours");
         program::give_to("mysql", &start);
+        tls::certificates(directory.path()).await;
+        program::give_to("mysql", &directory.path().join("server.key"));
         let port = ports::free();
         let mut server = program::system_as("mysql", "mariadbd");
         server.args(["--no-defaults", "--bind-address=127.0.0.1", "--skip-name-resolve", "--max-connections=500"]);
         server.arg(format!("--port={port}")).arg(format!("--datadir={}", data.display()));
         server.arg(format!("--socket={}", directory.path().join("socket").display()));
         server.arg(format!("--init-file={}", start.display())).arg("--innodb-flush-log-at-trx-commit=0");
-        let answers = async || run(port, ADMIN, ADMIN_PASSWORD, "app", "SELECT 1").await.status.success();
-        let program = Program::start(server).ready(answers).await;
-        Self { port, _program: program, _directory: directory }
+        for (option, file) in [("--ssl-ca", "ca.pem"), ("--ssl-cert", "server.pem"), ("--ssl-key", "server.key")] {
+            server.arg(format!("{option}={}", directory.path().join(file).display()));
+        }
+        let ca = directory.path().join("ca.pem");
+        let ask = || client(port, &ca, ADMIN, ADMIN_PASSWORD, "app", "SELECT 1");
+        let program = Program::start(server).ready(async || Program::run(ask()).await.status.success()).await;
+        Self { port, directory, _program: program }
     }
 
     /// Runs statements as the admin and returns the rows as text.
     pub async fn admin(&self, statements: &str) -> String {
-        run(self.port, ADMIN, ADMIN_PASSWORD, "app", statements).await.expect_success()
+        Program::run(self.client(ADMIN, ADMIN_PASSWORD, "app", statements)).await.expect_success()
+    }
+
+    /// Statements for the `mariadb` client.
+    #[must_use]
+    pub fn client(&self, user: &str, password: &str, database: &str, statements: &str) -> Command {
+        client(self.port, &self.ca_file(), user, password, database, statements)
+    }
+
+    /// The certificate of the server's authority.
+    #[must_use]
+    pub fn ca_file(&self) -> PathBuf {
+        self.directory.path().join("ca.pem")
     }
 
     /// The names of the users that leases made.
@@ -59,14 +81,7 @@ impl Mariadb {
     }
 }
 
-/// Runs statements with the `mariadb` client.
-pub async fn run(port: u16, user: &str, password: &str, database: &str, statements: &str) -> Finished {
-    Program::run(client(port, user, password, database, statements)).await
-}
-
-/// The same, to be run by the caller.
-#[must_use]
-pub fn client(port: u16, user: &str, password: &str, database: &str, statements: &str) -> Command {
+fn client(port: u16, ca: &Path, user: &str, password: &str, database: &str, statements: &str) -> Command {
     let mut client = program::system("mariadb");
     client.args([
         "--no-defaults",
@@ -81,6 +96,7 @@ pub fn client(port: u16, user: &str, password: &str, database: &str, statements:
         "-e",
         statements,
     ]);
+    client.arg(format!("--ssl-ca={}", ca.display()));
     client.arg(database).env("MYSQL_PWD", password);
     client
 }

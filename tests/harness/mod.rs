@@ -27,4 +27,5 @@ pub mod repository;
 pub mod server;
 pub mod sshd;
 pub mod sts;
+pub mod tls;
 pub mod world;

@@ -3,12 +3,10 @@
 use crate::{
     ports,
     program::{self, Program},
+    tls,
 };
 use serde_json::{Value, json};
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{path::PathBuf, process::Command};
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
 
@@ -36,13 +34,13 @@ impl Postgres {
         Self::launch(true).await
     }
 
-    async fn launch(tls: bool) -> Self {
+    async fn launch(with_tls: bool) -> Self {
         let directory =
             tempfile::Builder::new().prefix("postgres").tempdir().expect("the temporary directory is there");
         let password_file = directory.path().join("password");
         std::fs::write(&password_file, ADMIN_PASSWORD).expect("the directory is ours");
-        if tls {
-            certificates(directory.path()).await;
+        if with_tls {
+            tls::certificates(directory.path()).await;
         }
         if rustix::process::geteuid().is_root() {
             let chown = Command::new("chown").args(["-R", "postgres"]).arg(directory.path()).status();
@@ -62,7 +60,7 @@ impl Postgres {
         let mut postgres = unprivileged("postgres");
         postgres.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
         postgres.args(["-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "log_statement=none"]);
-        if tls {
+        if with_tls {
             let file = |name: &str| directory.path().join(name).display().to_string();
             postgres.args(["-c", "ssl=on", "-c", &format!("ssl_cert_file={}", file("server.pem"))]);
             postgres.args(["-c", &format!("ssl_key_file={}", file("server.key"))]);
@@ -114,28 +112,6 @@ async fn connect(port: u16, database: &str) -> Result<Client, tokio_postgres::Er
     let (client, connection) = tokio_postgres::connect(&config, NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
-}
-
-/// An authority, and the server's certificate by it.
-async fn certificates(directory: &Path) {
-    for (name, more) in [
-        ("ca", &["-subj", "/CN=authority"][..]),
-        (
-            "server",
-            &["-subj", "/CN=server", "-addext", "subjectAltName=IP:127.0.0.1", "-CA", "ca.pem", "-CAkey", "ca.key"],
-        ),
-    ] {
-        let mut openssl = program::system("openssl");
-        openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]);
-        openssl.args(["-keyout", &format!("{name}.key"), "-out", &format!("{name}.pem")]).args(more);
-        openssl.args(if name == "ca" { &[][..] } else { &["-addext", "basicConstraints=critical,CA:FALSE"] });
-        Program::run({
-            openssl.current_dir(directory);
-            openssl
-        })
-        .await
-        .expect_success();
-    }
 }
 
 /// PostgreSQL refuses to run as root.

@@ -1,11 +1,7 @@
-//! MariaDB and `mariadb`, with a user for jobpass that may do no more than its page says.
+//! MariaDB over TLS and `mariadb`, with a user for jobpass that may do no more than its page says.
 
 use super::System;
-use jobpass_tests::{
-    mariadb::{Mariadb, client, run},
-    program::Program,
-    server::Setup,
-};
+use jobpass_tests::{mariadb::Mariadb, program::Program, server::Setup};
 use serde_json::{Value, json};
 
 pub(super) struct Shop(Mariadb);
@@ -17,7 +13,7 @@ fn login(credential: &Value) -> [&str; 3] {
 impl Shop {
     async fn run(&self, credential: &Value, statement: &str) -> Result<(), String> {
         let [user, password, database] = login(credential);
-        let done = run(self.0.port, user, password, database, statement).await;
+        let done = Program::run(self.0.client(user, password, database, statement)).await;
         if done.status.success() { Ok(()) } else { Err(done.log) }
     }
 }
@@ -42,7 +38,7 @@ impl System for Shop {
         let password = setup.secret("mariadb-password", "jobpasspw");
         json!({ "mysql": {
             "host": "127.0.0.1", "port": self.0.port, "user": "jobpass", "password": password, "job_hosts": "127.0.0.%",
-            "settle": "1s",
+            "settle": "1s", "tls": true, "ca_file": self.0.ca_file(),
         } })
     }
 
@@ -70,12 +66,20 @@ impl System for Shop {
         ] {
             tries.push((statement, self.run(credential, statement).await));
         }
+        let [user, password, database] = login(credential);
+        let mut plain = self.0.client(user, password, database, "SELECT 1");
+        let done = Program::run({
+            plain.arg("--skip-ssl");
+            plain
+        })
+        .await;
+        tries.push(("without TLS", if done.status.success() { Ok(()) } else { Err(done.log) }));
         tries
     }
 
     async fn hold(&self, credential: &Value) -> Option<Program> {
         let [user, password, database] = login(credential);
-        let held = Program::start(client(self.0.port, user, password, database, "SELECT SLEEP(600)"));
+        let held = Program::start(self.0.client(user, password, database, "SELECT SLEEP(600)"));
         let sessions = format!("SELECT user FROM information_schema.processlist WHERE user = '{user}'");
         Some(held.ready(async || self.0.admin(&sessions).await.contains(user)).await)
     }

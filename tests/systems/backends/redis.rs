@@ -1,11 +1,7 @@
-//! Redis and `redis-cli`, with a user for jobpass that may do no more than its page says.
+//! Redis over TLS and `redis-cli`, with a user for jobpass that may do no more than its page says.
 
 use super::System;
-use jobpass_tests::{
-    program::Program,
-    redis::{Redis, cli, client},
-    server::Setup,
-};
+use jobpass_tests::{program::Program, redis::Redis, server::Setup};
 use serde_json::{Value, json};
 
 const USER: &str = "user jobpass on >jobpasspw resetkeys resetchannels -@all +ping +acl|setuser +acl|deluser +acl|save";
@@ -20,7 +16,7 @@ fn login(credential: &Value) -> (&str, &str) {
 impl Cache {
     async fn run(&self, credential: &Value, command: &[&str]) -> Result<(), String> {
         let (user, password) = login(credential);
-        let done = cli(self.0.port, user, password, command).await;
+        let done = Program::run(self.0.client(user, password, command)).await;
         if done.status.success() { Ok(()) } else { Err(done.log) }
     }
 }
@@ -36,6 +32,7 @@ impl System for Cache {
         let password = setup.secret("redis-password", "jobpasspw");
         json!({ "redis": {
             "host": "127.0.0.1", "port": self.0.port, "user": "jobpass", "password": password, "settle": "1s",
+            "tls": true, "ca_file": self.0.ca_file(),
         } })
     }
 
@@ -71,7 +68,7 @@ impl System for Cache {
 
     async fn hold(&self, credential: &Value) -> Option<Program> {
         let (user, password) = login(credential);
-        let held = Program::start(client(self.0.port, user, password, &["BLPOP", "ci:772002:never", "0"]));
+        let held = Program::start(self.0.client(user, password, &["BLPOP", "ci:772002:never", "0"]));
         let connected = async || self.0.admin(&["CLIENT", "LIST"]).await.contains(&format!("user={user}"));
         Some(held.ready(connected).await)
     }
