@@ -255,7 +255,7 @@ async fn claims_in_statements_arrive_as_they_are() {
         assert_eq!((told.get::<_, &str>(0), told.get::<_, bool>(1)), (value, true));
         carried += 1;
     }
-    assert_eq!(carried, 18);
+    assert_eq!(carried, 19);
     world.close().await;
 }
 
