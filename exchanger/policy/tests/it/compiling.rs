@@ -81,3 +81,47 @@ fn of_two_grants_with_one_name_neither_is_loaded() {
     assert_eq!(compiled.diagnostics.iter().map(|d| d.code).collect::<Vec<_>>(), ["duplicate-grant"]);
     assert!(compiled.set.grants().next().is_none());
 }
+
+/// As large as a file may be, and larger.
+#[test]
+fn yaml_bombs_are_refused_quickly() {
+    let repeated = |part: &dyn Fn(usize) -> String, bytes: usize| {
+        let mut text = String::new();
+        for n in 1.. {
+            if text.len() >= bytes {
+                break;
+            }
+            text += &part(n);
+        }
+        text.truncate(bytes);
+        text
+    };
+    for bytes in [255_000, 1 << 20] {
+        for (name, text) in [
+            ("lists", "grant: ".to_owned() + &"[".repeat(bytes - 7)),
+            ("maps", "grant: ".to_owned() + &"{a: ".repeat((bytes - 7) / 4)),
+            ("indented", repeated(&|n| format!("{}a:\n", " ".repeat(n)), bytes)),
+            ("dashes", "- ".repeat(bytes / 2)),
+            ("keys", "? ".repeat(bytes / 2)),
+            ("quotes", "grant: \"".to_owned() + &"\\\"".repeat((bytes - 8) / 2)),
+            (
+                "aliases",
+                repeated(
+                    &|n| match n {
+                        1 => "a0: &a0 [x, x, x, x, x, x, x, x]\n".to_owned(),
+                        n => format!("a{n}: &a{n} [{}]\n", format!("*a{}, ", n - 2 + usize::from(n > 2)).repeat(8)),
+                    },
+                    bytes,
+                ),
+            ),
+            ("documents", "---\n".repeat(bytes / 4)),
+            ("merges", "grant: x\n".to_owned() + &"<<: {}\n".repeat(bytes / 8)),
+        ] {
+            let started = std::time::Instant::now();
+            let compiled = compile_texts(&[&text]);
+            assert!(compiled.has_errors(), "{name}");
+            // A hundredth of it is what it takes; a busy machine needs more.
+            assert!(started.elapsed().as_secs() < 5, "{name}: {:?}", started.elapsed());
+        }
+    }
+}
