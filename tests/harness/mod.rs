@@ -9,6 +9,7 @@ pub mod entra;
 pub mod form;
 pub mod github_api;
 pub mod gitlab;
+pub mod gitlab_api;
 pub mod google;
 pub mod http;
 pub mod kubernetes;

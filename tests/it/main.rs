@@ -7,6 +7,7 @@ mod examples;
 mod exchange;
 mod gcp;
 mod github_app;
+mod gitlab;
 mod invariants;
 mod kubernetes;
 mod limits;

@@ -9,6 +9,7 @@ pub mod aws_sts;
 pub mod azure;
 pub mod gcp;
 pub mod github_app;
+pub mod gitlab;
 pub mod http;
 pub mod kubernetes;
 pub mod limits;

@@ -1,7 +1,7 @@
 //! Every type of backend, on one page. To add one: a file beside this one, and a line in each list here.
 
 use super::{
-    Backend, Backends, aws_sts, azure, gcp, github_app, http, kubernetes, limits, mysql, oauth2, oci_registry,
+    Backend, Backends, aws_sts, azure, gcp, github_app, gitlab, http, kubernetes, limits, mysql, oauth2, oci_registry,
     postgres, rabbitmq, redis, signed_jwt, ssh, vault, x509,
 };
 use crate::{
@@ -46,6 +46,8 @@ pub enum BackendFile {
     Gcp(gcp::File),
     /// Installation tokens of GitHub Apps.
     GithubApp(github_app::File),
+    /// Project and group access tokens of GitLab.
+    Gitlab(gitlab::File),
     /// Tokens of our own issuer.
     SignedJwt(signed_jwt::File),
     /// Keys of any HTTP API.
@@ -217,6 +219,7 @@ fn build(file: BackendFile, context: &BuildContext, presented: &[String]) -> Res
         BackendFile::Azure(file) => Backend::Remote(Arc::new(azure::Azure::build(file, context)?)),
         BackendFile::Gcp(file) => Backend::Remote(Arc::new(gcp::Gcp::build(file, context)?)),
         BackendFile::Vault(file) => Backend::Remote(Arc::new(vault::Vault::build(*file, context)?)),
+        BackendFile::Gitlab(file) => Backend::Remote(Arc::new(gitlab::GitLab::build(file, context)?)),
         BackendFile::GithubApp(file) => Backend::Remote(Arc::new(github_app::GitHubApp::build(file, context)?)),
         BackendFile::SignedJwt(file) => {
             Backend::Local(Arc::new(signed_jwt::SignedJwt::build(file, context, presented)?))
