@@ -82,8 +82,15 @@ const VERBS: &[&str] = &["ALTER", "COMMENT", "CREATE", "GRANT", "REVOKE", "SELEC
 
 /// A grant's rights, as it was loaded.
 pub(super) struct Rights {
-    privileges: Vec<(Option<String>, Template, Option<Vec<Template>>, Vec<Privilege>)>,
+    privileges: Vec<Privileges>,
     statements: Vec<Vec<Part>>,
+}
+
+struct Privileges {
+    database: Option<String>,
+    schema: Template,
+    tables: Option<Vec<Template>>,
+    allow: Vec<Privilege>,
 }
 
 enum Part {
@@ -130,7 +137,12 @@ impl Rights {
                 tables.extend(reader.template(&["privileges", &at, "tables", &index.to_string()], text, &NAME));
             }
             let tables = file.tables.as_ref().map(|_| tables);
-            read.extend(schema.map(|schema| (file.database.clone(), schema, tables, file.allow.clone())));
+            read.extend(schema.map(|schema| Privileges {
+                database: file.database.clone(),
+                schema,
+                tables,
+                allow: file.allow.clone(),
+            }));
         }
         let statements = statements.iter().enumerate().filter_map(|(index, text)| statement(reader, index, text));
         Self { privileges: read, statements: statements.collect() }
@@ -149,7 +161,7 @@ impl Rights {
             let text = spec::render(field, template, permit)?;
             Identifier::parse(&text).map_err(|error| spec::unfit(field, &error))
         };
-        for (index, (database, schema, tables, allow)) in self.privileges.iter().enumerate() {
+        for (index, Privileges { database, schema, tables, allow }) in self.privileges.iter().enumerate() {
             let field = format!("credential.privileges.{index}");
             let schema = name(&format!("{field}.schema"), schema)?;
             let tables = tables.as_ref().map(|tables| {
