@@ -2,7 +2,10 @@
 //! Standard output belongs to data.
 
 use crate::env::Env;
-use std::io::{IsTerminal as _, Write as _, stderr};
+use std::{
+    io::{IsTerminal as _, Write as _, stderr},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 /// How messages look where this program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +36,7 @@ impl Talk {
 
     /// Says why the work ends.
     pub(crate) fn fail(self, message: &str) {
+        HUSHED.store(false, Ordering::Relaxed);
         self.annotate("error", message);
     }
 
@@ -45,8 +49,18 @@ impl Talk {
     }
 }
 
+static HUSHED: AtomicBool = AtomicBool::new(false);
+
+/// From now on says nothing but why the work ends: for callers that take both outputs for the answer.
+pub(crate) fn hush() {
+    HUSHED.store(true, Ordering::Relaxed);
+}
+
 /// Writes whole lines to standard error. A reader that went away is no reason to fail.
 pub(crate) fn write_line(text: &str) {
+    if HUSHED.load(Ordering::Relaxed) {
+        return;
+    }
     let _ = stderr().lock().write_all(format!("{text}\n").as_bytes());
 }
 

@@ -5,7 +5,8 @@
 //! credential), "Workload identity federation concepts".
 
 use crate::{
-    form, ports,
+    form,
+    https::{self, Certificate, Serving},
     relying_party::{Trust, verify},
 };
 use axum::{
@@ -15,16 +16,13 @@ use axum::{
     http::{HeaderMap, Method, StatusCode, Uri},
     response::{IntoResponse as _, Response},
 };
-use axum_server::tls_rustls::RustlsConfig;
 use jsonwebtoken::Algorithm;
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
-    path::Path,
     sync::{Arc, Mutex},
 };
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::task::JoinHandle;
 
 /// The only tenant.
 pub const TENANT: &str = "acme.example";
@@ -52,26 +50,20 @@ struct Shared {
 impl Entra {
     /// Starts it over http.
     pub async fn start(now: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind(ports::ANY).await.expect("loopback has free ports");
-        let url = format!("http://{}", listener.local_addr().expect("a bound socket has an address"));
-        Self::serve(url, now, |router| async { axum::serve(listener, router).await })
+        let (url, serve) = https::plain().await;
+        Self::serve(url, serve, now)
     }
 
-    /// Starts it over https, with a certificate and a key in PEM files.
-    pub async fn start_tls(certificate: &Path, key: &Path, now: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
-        let port = ports::free();
-        let config = RustlsConfig::from_pem_file(certificate, key).await.expect("the certificate and its key are good");
-        Self::serve(format!("https://127.0.0.1:{port}"), now, move |router| async move {
-            axum_server::bind_rustls(SocketAddr::from(([127, 0, 0, 1], port)), config)
-                .serve(router.into_make_service())
-                .await
-        })
+    /// Starts it over https.
+    pub async fn start_tls(certificate: &Certificate, now: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
+        let (url, serve) = certificate.server().await;
+        Self::serve(url, serve, now)
     }
 
-    fn serve<F: Future<Output = std::io::Result<()>> + Send + 'static>(
+    fn serve(
         url: String,
+        serve: impl FnOnce(Router) -> Serving,
         now: impl Fn() -> i64 + Send + Sync + 'static,
-        serve: impl FnOnce(Router) -> F,
     ) -> Self {
         let shared = Arc::new(Shared {
             url: url.clone(),

@@ -159,8 +159,8 @@ impl Shared {
                 if take("audience")? != format!("//iam.googleapis.com/{PROVIDER}") {
                     return Err(invalid("Invalid value for \"audience\"."));
                 }
-                if take("scope")? != CLOUD_PLATFORM {
-                    return Err(invalid("scope must be cloud-platform"));
+                if ![CLOUD_PLATFORM, "https://www.googleapis.com/auth/iam"].contains(&take("scope")?.as_str()) {
+                    return Err(invalid("scope must be cloud-platform or iam, which impersonation needs"));
                 }
                 form.remove("options"); // google-auth says which project pays
                 (self.federate(&subject_token).await?, json!(3600))

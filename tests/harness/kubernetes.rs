@@ -3,7 +3,10 @@
 //!
 //! Kubernetes API reference, "TokenRequest v1", "Secret v1", "Status v1"; "Managing Service Accounts".
 
-use crate::{form, ports};
+use crate::{
+    form,
+    https::{self, Certificate, Serving},
+};
 use axum::{
     Json, Router,
     body::Bytes,
@@ -16,7 +19,7 @@ use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard},
 };
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::task::JoinHandle;
 
 /// The token of the identity that may make and delete Secrets and ask for tokens, in namespace `prod` only.
 pub const ADMIN: &str = "kubernetes-admin-token-0123456789";
@@ -59,11 +62,24 @@ fn refuse<T>(status: u16, reason: &'static str, message: impl Into<String>) -> R
 impl Kubernetes {
     /// Starts it, with the service account `deploy` in namespace `prod`, which may list pods there.
     pub async fn start(now: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind(ports::ANY).await.expect("loopback has free ports");
-        let url = format!("http://{}", listener.local_addr().expect("a bound socket has an address"));
+        let (url, serve) = https::plain().await;
+        Self::serve(url, serve, now)
+    }
+
+    /// The same over https.
+    pub async fn start_tls(certificate: &Certificate, now: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
+        let (url, serve) = certificate.server().await;
+        Self::serve(url, serve, now)
+    }
+
+    fn serve(
+        url: String,
+        serve: impl FnOnce(Router) -> Serving,
+        now: impl Fn() -> i64 + Send + Sync + 'static,
+    ) -> Self {
         let shared = Arc::new(Shared { now: Box::new(now), inner: Mutex::default() });
-        let router = Router::new().fallback(handle).with_state(Arc::clone(&shared));
-        let task = tokio::spawn(async move { axum::serve(listener, router).await.expect("it keeps serving") });
+        let serving = serve(Router::new().fallback(handle).with_state(Arc::clone(&shared)));
+        let task = tokio::spawn(async move { serving.await.expect("it keeps serving") });
         Self { url, shared, task }
     }
 

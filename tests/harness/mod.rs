@@ -12,6 +12,7 @@ pub mod gitlab;
 pub mod gitlab_api;
 pub mod google;
 pub mod http;
+pub mod https;
 pub mod kubernetes;
 pub mod mariadb;
 pub mod moto;

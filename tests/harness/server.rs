@@ -81,6 +81,13 @@ impl Setup {
         self
     }
 
+    /// Has it sign with keys of these types.
+    #[must_use]
+    pub fn signing(mut self, types: &[&str]) -> Self {
+        self.config["signing"] = json!({ "keys": types });
+        self
+    }
+
     /// Adds a grant file from `tests/systems/fixtures/grants`.
     #[must_use]
     pub fn grant(self, file: &str) -> Self {

@@ -2,6 +2,7 @@
 
 mod aws;
 mod backends;
+mod clients;
 mod crash;
 mod github;
 mod github_app;

@@ -5,6 +5,7 @@ use crate::{
     deliver::{DeliverError, Given, aws, docker, git, google, kubectl},
     env::Env,
     job::Job,
+    talk::hush,
 };
 use anyhow::{Context as _, bail};
 use jobpass_protocol::GrantName;
@@ -48,6 +49,8 @@ pub(super) fn aws(args: &HelperArgs, job: &Job) -> anyhow::Result<u8> {
 }
 
 pub(super) fn google(args: &HelperArgs, job: &Job) -> anyhow::Result<u8> {
+    // Google's libraries read both outputs as one (google-auth, `pluggable.py`), and show neither.
+    hush();
     answer(args, job, google::executable_response)
 }
 

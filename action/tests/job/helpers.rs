@@ -118,6 +118,7 @@ fn kubernetes_and_google_get_their_documents() {
     ] {
         let ended = Job::new(Ci::GitHub).run(args);
         assert!(ended.code == Some(0) && ended.stdout.contains(part), "{args:?}: {ended:?}");
+        assert!(args[0] != "google-credential" || ended.stderr.is_empty(), "Google reads it too: {ended:?}");
     }
     for args in [&["kubectl-credential", "--grant", "db"][..], &["google-credential", "--grant", "api"]] {
         let job = Job::new(Ci::GitLab);

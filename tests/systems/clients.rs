@@ -1,0 +1,196 @@
+//! Clients that are not ours, with what jobpass hands over: google-auth, azure-identity and kubectl. What they
+//! talk to are strict fakes, since none of the three systems can be had on a machine of one's own.
+
+use crate::world::issuer;
+use jobpass_exchanger::demo::{Ci, issuer::Issuer};
+use jobpass_tests::{
+    entra::{Entra, TENANT},
+    google::{Google, PROVIDER},
+    http::now,
+    https::Certificate,
+    kubernetes::{ADMIN, Kubernetes},
+    program::{self, Program},
+    server::{Server, Setup},
+};
+use serde_json::json;
+use std::{fs, path::PathBuf, process::Command};
+use tempfile::TempDir;
+
+const ACCOUNT: &str = "deploy@acme-prod.iam.gserviceaccount.com";
+const CLIENT: &str = "00000000-0000-4000-8000-000000000001";
+const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
+
+/// A job on GitHub.
+struct Job {
+    server: Server,
+    github: Issuer,
+    home: TempDir,
+}
+
+impl Job {
+    async fn start(setup: impl FnOnce(Setup) -> Setup) -> Self {
+        let github = issuer(Ci::GitHub).await;
+        let server = setup(Setup::new().issuer("github", github.url(), &["1001"])).start().await;
+        Self { server, github, home: tempfile::tempdir().unwrap() }
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.home.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Runs a program as a step of the job would; answers what it wrote.
+    async fn step(&self, mut command: Command) -> String {
+        command.env_clear().envs([
+            ("PATH", program::path().as_str()),
+            ("HOME", self.home.path().to_str().unwrap()),
+            ("XDG_RUNTIME_DIR", self.home.path().to_str().unwrap()),
+            ("JOBPASS_URL", &self.server.url),
+            ("GITHUB_ACTIONS", "true"),
+            ("ACTIONS_ID_TOKEN_REQUEST_URL", &self.github.request_url()),
+            ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", self.github.request_token().expose()),
+            ("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "1"),
+        ]);
+        Program::run(command).await.expect_success()
+    }
+
+    async fn jobpass(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(program::built("jobpass"));
+        command.args(arguments);
+        self.step(command).await
+    }
+}
+
+/// The Python in which `tests/run` installed the libraries.
+fn python() -> PathBuf {
+    program::bin().parent().unwrap().join("venv/bin/python")
+}
+
+#[tokio::test]
+async fn google_auth_trades_a_token_of_ours() {
+    let google = Google::start(now).await;
+    let audience = format!("https://iam.googleapis.com/{PROVIDER}");
+    let job = Job::start(|setup| {
+        setup.backend("oidc", json!({ "signed_jwt": { "audiences": [audience] } })).grant("google-login.yaml")
+    })
+    .await;
+    google.trust(&job.server.url);
+    google.bind("grant:google-login", ACCOUNT);
+    let config = |account: &str| {
+        json!({
+            "type": "external_account",
+            "audience": format!("//iam.googleapis.com/{PROVIDER}"),
+            "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+            "token_url": format!("{}/v1/token", google.url),
+            "service_account_impersonation_url":
+                format!("{}/v1/projects/-/serviceAccounts/{account}:generateAccessToken", google.url),
+            "credential_source": {
+                "executable": { "command": "jobpass google-credential --grant google-login", "timeout_millis": 30000 },
+            },
+        })
+    };
+    let script = job.file(
+        "ask_google.py",
+        "import json, sys\n\
+         from google.auth import pluggable\n\
+         from google.auth.transport import requests\n\
+         credentials = pluggable.Credentials.from_info(json.load(open(sys.argv[1])), scopes=[sys.argv[2]])\n\
+         try:\n\
+         \x20   print(requests.AuthorizedSession(credentials).get(sys.argv[3]).status_code)\n\
+         except Exception as error:\n\
+         \x20   print(type(error).__name__, error)\n",
+    );
+    for (account, expected) in
+        [(ACCOUNT, "200"), ("other@acme-prod.iam.gserviceaccount.com", "iam.serviceAccounts.getAccessToken")]
+    {
+        let mut command = Command::new(python());
+        let object = format!("{}/storage/v1/b/releases/o/x", google.url);
+        command.arg(&script).arg(job.file("config.json", &config(account).to_string())).args([SCOPE, &object]);
+        let told = job.step(command).await;
+        assert!(told.contains(expected), "{account}: {told} {:?}", google.refused());
+    }
+    assert!(job.jobpass(&["revoke"]).await.contains("cannot be taken back"));
+}
+
+#[tokio::test]
+async fn azure_identity_trades_a_token_file() {
+    let job = Job::start(|setup| {
+        let oidc = json!({ "signed_jwt": { "audiences": ["api://AzureADTokenExchange"] } });
+        setup.signing(&["ES256", "RS256"]).backend("oidc", oidc).grant("entra-login.yaml")
+    })
+    .await;
+    let certificate = Certificate::make().await;
+    let entra = Entra::start_tls(&certificate, now).await;
+    entra.federate(CLIENT, &job.server.url, "grant:entra-login", "api://AzureADTokenExchange");
+    let script = job.file(
+        "ask_azure.py",
+        "import os, requests, sys\n\
+         from azure.identity import WorkloadIdentityCredential\n\
+         authority, tenant, client, ca = sys.argv[1:]\n\
+         credential = WorkloadIdentityCredential(tenant_id=tenant, client_id=client, authority=authority,\n\
+         \x20   token_file_path=os.environ['AZURE_FEDERATED_TOKEN_FILE'], disable_instance_discovery=True,\n\
+         \x20   connection_verify=ca)\n\
+         token = credential.get_token('https://management.example/.default').token\n\
+         for resource in ('management.example', 'graph.example'):\n\
+         \x20   headers = {'Authorization': 'Bearer ' + token}\n\
+         \x20   print(requests.get(f'{authority}/{resource}', headers=headers, verify=ca).status_code)\n",
+    );
+    let (python, script) = (python().display().to_string(), script.display().to_string());
+    let told = job
+        .jobpass(&[
+            "exec",
+            "--grant",
+            "entra-login",
+            "--file",
+            "AZURE_FEDERATED_TOKEN_FILE=token",
+            "--",
+            &python,
+            &script,
+            &entra.url,
+            TENANT,
+            CLIENT,
+            certificate.authority().to_str().unwrap(),
+        ])
+        .await;
+    assert!(told.contains("200\n401\n"), "{told} {:?}", entra.refused());
+}
+
+#[tokio::test]
+async fn kubectl_reads_the_kubeconfig_and_calls_the_plugin() {
+    // Kubernetes clients send no token over plain http.
+    let certificate = Certificate::make().await;
+    let cluster = Kubernetes::start_tls(&certificate, now).await;
+    let job = Job::start(|setup| {
+        let token = setup.secret("cluster-token", ADMIN);
+        let backend = json!({
+            "server": cluster.url, "token": token, "bound": true,
+            "ca_file": certificate.authority(), "allow_networks": ["127.0.0.0/8"],
+        });
+        setup.backend("cluster", json!({ "kubernetes": backend })).grant("cluster.yaml")
+    })
+    .await;
+    job.server.keep_quiet(ADMIN);
+    let told = job.jobpass(&["exec", "--grant", "cluster", "--", "kubectl", "get", "pods", "-o", "name"]).await;
+    assert!(told.contains("pod/api-0"), "{told} {:?}", cluster.refused());
+    assert!(cluster.secrets().is_empty(), "the lease was given back");
+
+    let exec = json!({
+        "apiVersion": "client.authentication.k8s.io/v1beta1", "command": "jobpass",
+        "args": ["kubectl-credential", "--grant", "cluster"], "interactiveMode": "Never",
+    });
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "x",
+        "clusters": [{ "name": "x", "cluster": { "server": cluster.url, "certificate-authority": certificate.authority() } }],
+        "users": [{ "name": "x", "user": { "exec": exec } }],
+        "contexts": [{ "name": "x", "context": { "cluster": "x", "user": "x", "namespace": "prod" } }],
+    });
+    let mut kubectl = Command::new("kubectl");
+    kubectl.arg("--kubeconfig").arg(job.file("config", &config.to_string())).args(["get", "pods", "-o", "name"]);
+    let told = job.step(kubectl).await;
+    assert!(told.contains("pod/api-0"), "{told} {:?}", cluster.refused());
+    assert!(!cluster.secrets().is_empty());
+    job.jobpass(&["revoke"]).await;
+    assert!(cluster.secrets().is_empty(), "the plugin's credential is the job's to give back");
+    assert_eq!(job.server.lease_states().iter().filter(|state| *state == "ended: revoked").count(), 2);
+}
