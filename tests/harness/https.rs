@@ -1,9 +1,9 @@
 //! A certificate of its own for a server on loopback, and serving with it.
 
-use crate::{ports, program::Program};
+use crate::{ports, tls::certificates};
 use axum::Router;
 use axum_server::tls_rustls::RustlsConfig;
-use std::{io, net::SocketAddr, path::PathBuf, process::Command};
+use std::{io, net::SocketAddr, path::PathBuf};
 use tempfile::TempDir;
 
 /// A certificate for 127.0.0.1, its key, and its own authority, in PEM files.
@@ -12,22 +12,10 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// Makes them with `openssl`.
+    /// Makes them.
     pub async fn make() -> Self {
         let directory = tempfile::tempdir().expect("the temporary directory is there");
-        let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
-        std::fs::write(directory.path().join("ext"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
-            .expect("the directory is ours");
-        for line in [
-            format!("req -x509 {key} -days 2 -subj /CN=authority -keyout ca.key -out ca.pem"),
-            format!("req -new {key} -subj /CN=127.0.0.1 -keyout key.pem -out request.pem"),
-            "x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out cert.pem"
-                .to_owned(),
-        ] {
-            let mut openssl = Command::new("openssl");
-            openssl.args(line.split(' ')).current_dir(directory.path());
-            Program::run(openssl).await.expect_success();
-        }
+        certificates(directory.path()).await;
         Self { directory }
     }
 
@@ -42,7 +30,7 @@ impl Certificate {
         // A second one finds it installed; that is fine.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let file = |name: &str| self.directory.path().join(name);
-        let config = RustlsConfig::from_pem_file(file("cert.pem"), file("key.pem")).await;
+        let config = RustlsConfig::from_pem_file(file("server.pem"), file("server.key")).await;
         let config = config.expect("the certificate and its key are good");
         let address = SocketAddr::from(([127, 0, 0, 1], ports::free()));
         let serve = move |router: Router| -> Serving {
