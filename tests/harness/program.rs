@@ -51,6 +51,12 @@ impl Program {
         Self { name, child, output }
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Runs a program to its end.
     pub async fn run(command: Command) -> Finished {
         Self::start(command).finish().await

@@ -28,6 +28,7 @@ pub struct Setup {
     url: String,
     config: Value,
     environment: Vec<(&'static str, &'static str)>,
+    disk: Option<usize>,
 }
 
 impl Setup {
@@ -44,7 +45,7 @@ impl Setup {
             "issuers": {}, "backends": {}, "policies": [directory.path().join("grants")],
             "audit": { "file": directory.path().join("audit.jsonl") },
         });
-        Self { directory, url, config, environment: Vec::new() }
+        Self { directory, url, config, environment: Vec::new(), disk: None }
     }
 
     /// The server's public URL: the audience that its jobs' tokens are for, and the issuer of its own.
@@ -70,7 +71,7 @@ impl Setup {
     /// Lets a workload ask as often as it likes.
     #[must_use]
     pub fn unlimited(mut self) -> Self {
-        self.config["limits"] = json!({ "exchanges_per_minute": 0 });
+        self.config["limits"]["exchanges_per_minute"] = json!(0);
         self
     }
 
@@ -97,11 +98,19 @@ impl Setup {
         self
     }
 
+<<<<<<< HEAD
     /// Adds a grant file of the test's own making.
     #[must_use]
     pub fn grant_text(self, name: &str, text: &str) -> Self {
         fs::write(self.directory.path().join("grants").join(format!("{name}.yaml")), text)
             .expect("the directory is ours");
+=======
+    /// Gives the server's state a file system of its own with this many bytes, all of which it may use.
+    #[must_use]
+    pub fn disk(mut self, bytes: usize) -> Self {
+        self.config["limits"]["reserve_bytes"] = json!(0);
+        self.disk = Some(bytes);
+>>>>>>> c7ca570 (store: keep claims and entries as what differs from a sample, and give the log's space back)
         self
     }
 
@@ -123,10 +132,10 @@ impl Setup {
 
     /// Starts the server and waits until it serves.
     pub async fn start(self) -> Server {
-        let Self { directory, url, config, environment } = self;
+        let Self { directory, url, config, environment, disk } = self;
         let file = directory.path().join("jobpass-exchanger.yaml");
         fs::write(&file, config.to_string()).expect("the directory is ours");
-        let mut server = Server { url, directory, environment, program: None, secrets: Mutex::default() };
+        let mut server = Server { url, directory, environment, disk, program: None, secrets: Mutex::default() };
         server.restart().await;
         server
     }
@@ -138,6 +147,7 @@ pub struct Server {
     pub url: String,
     directory: TempDir,
     environment: Vec<(&'static str, &'static str)>,
+    disk: Option<usize>,
     program: Option<Program>,
     secrets: Mutex<Vec<String>>,
 }
@@ -155,8 +165,12 @@ impl Server {
     /// Starts it (again) on the same state.
     pub async fn restart(&mut self) {
         self.program = None;
-        let mut command = Command::new(program::built("jobpass-exchanger"));
-        command.args(["serve", "--config"]).arg(self.directory.path().join("jobpass-exchanger.yaml"));
+        let exchanger = program::built("jobpass-exchanger");
+        let mut command = match self.disk {
+            None => Command::new(exchanger),
+            Some(bytes) => with_disk(bytes, &self.path("state"), &exchanger),
+        };
+        command.args(["serve", "--config"]).arg(self.path("jobpass-exchanger.yaml"));
         command.envs(self.environment.iter().copied());
         let keys = format!("{}/.well-known/jwks.json", self.url);
         let serves = async || client().get(&keys).send().await.is_ok_and(|answer| answer.status().is_success());
@@ -192,7 +206,7 @@ impl Server {
     #[must_use]
     pub fn leases(&self) -> Vec<Value> {
         let mut command = Command::new(program::built("jobpass-exchanger"));
-        command.args(["leases", "list", "--ended", "--json", "--state-dir"]).arg(self.directory.path().join("state"));
+        command.args(["leases", "list", "--ended", "--json", "--state-dir"]).arg(self.state());
         let output = command.output().expect("the admin's command runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).expect("the admin's command prints JSON")
@@ -221,9 +235,31 @@ impl Server {
         fs::read_to_string(self.path("audit.jsonl")).unwrap_or_default()
     }
 
+    /// The state directory, as the server sees it.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        let state = self.path("state");
+        match (self.disk, &self.program) {
+            (Some(_), Some(server)) => {
+                Path::new(&format!("/proc/{}/root", server.id())).join(state.strip_prefix("/").unwrap_or(&state))
+            }
+            _ => state,
+        }
+    }
+
     fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.directory.path().join(name)
     }
+}
+
+/// A command that runs `program` with a file system of `bytes` at `at`, which nobody else sees.
+fn with_disk(bytes: usize, at: &Path, program: &Path) -> Command {
+    let mount = "mount -t tmpfs -o size=$1,mode=700 jobpass \"$2\" && shift 2 && exec \"$@\"";
+    fs::create_dir_all(at).expect("the directory is ours");
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", &bytes.to_string()]);
+    command.arg(at).arg(program);
+    command
 }
 
 impl Drop for Server {

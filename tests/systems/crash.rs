@@ -41,7 +41,7 @@ impl Dice {
 }
 
 /// The ledger as a backend that makes up its mind quickly.
-fn ledger_backend(ledger: &Ledger, secret: &str) -> Value {
+pub(crate) fn ledger_backend(ledger: &Ledger, secret: &str) -> Value {
     json!({ "http": {
         "base_url": ledger.url(), "insecure_http": true, "deadline": "1s", "settle": "1s",
         "headers": { "Authorization": { "prefix": "Bearer ", "secret": secret } },
@@ -93,7 +93,7 @@ async fn work(url: String, issuer: Arc<Issuer>, seed: u64, stop: Arc<AtomicBool>
 }
 
 /// Waits until every lease has ended.
-async fn settled(server: &Server) {
+pub(crate) async fn settled(server: &Server) {
     let deadline = tokio::time::Instant::now() + SETTLED;
     loop {
         let open: Vec<String> = server.lease_states().into_iter().filter(|state| !state.starts_with("ended")).collect();

@@ -19,7 +19,7 @@ CREATE TABLE leases (
     issuer         TEXT    NOT NULL,
     issuer_url     TEXT    NOT NULL,
     key_id         TEXT    NOT NULL,
-    claims         TEXT    NOT NULL, -- JSON
+    claims         BLOB    NOT NULL, -- JSON, packed
     scope          TEXT    NOT NULL, -- separated by spaces
     opened_at      INTEGER NOT NULL,
     token_expires  INTEGER NOT NULL, -- seconds
@@ -60,7 +60,14 @@ CREATE TABLE audit (
     seq  INTEGER NOT NULL PRIMARY KEY,
     at   INTEGER NOT NULL,
     hash BLOB    NOT NULL,
-    body TEXT    NOT NULL
+    body BLOB    NOT NULL -- JSON, packed
+) STRICT;
+
+-- What packed texts are compared with.
+CREATE TABLE samples (
+    id   INTEGER NOT NULL UNIQUE,
+    kind TEXT    NOT NULL,
+    text TEXT    NOT NULL
 ) STRICT;
 
 CREATE TABLE freezes (

@@ -4,6 +4,7 @@
 //! file, held by a lock beside it, because the end of the audit chain is kept in memory.
 
 mod folds;
+mod packed;
 mod rows;
 mod schema;
 mod verbs;
@@ -23,6 +24,7 @@ use folds::Folds;
 use futures_util::future::BoxFuture;
 use jobpass_policy::Freezes;
 use jobpass_protocol::{BackendName, LeaseId};
+use packed::Samples;
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use rustix::fs::{FlockOperation, flock, statvfs};
 use std::{
@@ -34,6 +36,7 @@ use std::{
 };
 use subtle::ConstantTimeEq as _;
 use tokio::sync::watch;
+use verbs::Texts;
 use writer::{Shared, Writer, lock};
 
 /// How much one step of [`Store::expire`] ends, and of [`Store::revoke`] decides: a longer transaction
@@ -92,6 +95,7 @@ impl SqliteStore {
             failure: Mutex::new(None),
             folds: Arc::new(Mutex::new(Folds::default())),
             freezes: RwLock::new(verbs::freezes(&conn)?),
+            samples: Samples::load(&conn)?,
             head: watch::Sender::new(Link::START),
         });
         let writer = Writer::start(path, conn, shared.clone(), clock)?;
@@ -104,10 +108,17 @@ impl SqliteStore {
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (readers, path) = (self.readers.clone(), self.path.clone());
+        let (readers, path, samples) = (self.readers.clone(), self.path.clone(), self.shared.samples.clone());
         let read = move || {
             let idle = lock(&readers).pop();
-            let conn = idle.map_or_else(|| schema::open_reader(&path), Ok)?;
+            let conn = match idle {
+                Some(conn) => conn,
+                None => {
+                    let conn = schema::open_reader(&path)?;
+                    samples.attach(&conn)?;
+                    conn
+                }
+            };
             let answer = work(&conn)?;
             let mut idle = lock(&readers);
             if idle.len() < READERS {
@@ -142,7 +153,19 @@ impl SqliteStore {
     async fn open_lease(&self, opening: Opening) -> Result<Opened<()>, StoreError> {
         self.check_space()?;
         let body = serde_json::to_string(&opening.entry).map_err(|error| StoreError::Corrupt(error.to_string()))?;
-        self.writer.write(move |tx| verbs::open(tx, &opening, &body)).await
+        let (subject, samples) = (&opening.lease.subject, &self.shared.samples);
+        let texts = Arc::new(Texts {
+            claims: samples.pack(&format!("claims of {}", subject.issuer), &subject.claims),
+            entry: samples.pack(&format!("entries about {}", subject.issuer), &body),
+            body,
+        });
+        let written = Arc::clone(&texts);
+        let opened = self.writer.write(move |tx| verbs::open(tx, &opening, &texts)).await?;
+        if matches!(opened, Opened::Yes { .. }) {
+            written.claims.written();
+            written.entry.written();
+        }
+        Ok(opened)
     }
 }
 
@@ -334,7 +357,7 @@ impl Store for SqliteStore {
     fn audit(&self, after: u64, limit: usize) -> Answer<'_, Vec<Line>> {
         Box::pin(self.read(move |conn| {
             // The entry before the first one is read for its hash; without it there is no line to show.
-            let sql = "SELECT seq, hash, body FROM audit WHERE seq >= ?1 ORDER BY seq LIMIT ?2";
+            let sql = "SELECT seq, hash, unpack(body) FROM audit WHERE seq >= ?1 ORDER BY seq LIMIT ?2";
             let mut statement = conn.prepare_cached(sql)?;
             let mut found = statement.query(params![after, limit.saturating_add(1)])?;
             let mut prev = None;
@@ -391,6 +414,7 @@ impl Store for SqliteStore {
 }
 
 /// Why a piece of work on the database failed.
+#[derive(Debug)]
 enum Fault {
     Sqlite(rusqlite::Error),
     Store(StoreError),

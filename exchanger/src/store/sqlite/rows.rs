@@ -1,6 +1,6 @@
 //! Leases, spent handles and used tokens as rows.
 
-use super::Fault;
+use super::{Fault, packed::Packed};
 use crate::{
     clock::Timestamp,
     leases::{Family, Lease, Placement, Revocability, State, Subject, TokenKey},
@@ -14,7 +14,8 @@ use uuid::Uuid;
 
 /// What [`lease`] reads, in its order.
 pub(super) const LEASE: &str = "id, root, parent, family_ends_at, detail, backend, identity, revocability, object, \
-     \"grant\", rule, issuer, issuer_url, key_id, claims, scope, opened_at, token_expires, token_hash, policy_digest, sealed";
+     \"grant\", rule, issuer, issuer_url, key_id, unpack(claims), scope, opened_at, token_expires, token_hash, \
+     policy_digest, sealed";
 
 /// `leases.state` of a lease that ended: such leases are in no index.
 pub(super) const ENDED: i64 = 4;
@@ -42,8 +43,9 @@ pub(super) fn detail(state: &State) -> Result<String, Fault> {
 }
 
 /// Writes a new lease; fails when there is one of its id.
-pub(super) fn insert_lease(conn: &Connection, lease: &Lease, handle: &Hash) -> Result<(), Fault> {
+pub(super) fn insert_lease(conn: &Connection, lease: &Lease, claims: &Packed, handle: &Hash) -> Result<(), Fault> {
     let Lease { id, family, subject, placement, opened_at, token, policy_digest, state, sealed: _ } = lease;
+    claims.write_sample(conn)?;
     // In the order of the table's columns.
     let sql = "INSERT INTO leases VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, \
          ?18, ?19, ?20, ?21, ?22, ?23, NULL)";
@@ -65,7 +67,7 @@ pub(super) fn insert_lease(conn: &Connection, lease: &Lease, handle: &Hash) -> R
         subject.issuer.as_str(),
         subject.issuer_url,
         subject.key_id,
-        &*subject.claims,
+        claims.bytes(),
         subject.scope.join(" "),
         opened_at.millis(),
         token.expires,

@@ -18,7 +18,7 @@ const MIGRATIONS: &[&str] = &[
 const PAGE_BYTES: u32 = 8192;
 
 /// Nobody else writes, but for a person with a tool; readers wait only while a log is recovered.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The one connection that writes. Migrates first.
 pub(super) fn open_writer(path: &Path) -> Result<Connection, Fault> {

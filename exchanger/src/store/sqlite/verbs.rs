@@ -2,6 +2,7 @@
 
 use super::{
     Fault,
+    packed::Packed,
     rows::{self, Request, Spent, Used},
     writer::Transaction,
 };
@@ -23,8 +24,18 @@ use subtle::ConstantTimeEq as _;
 /// A spent handle is honoured once more.
 const MAX_RENEWAL_RETRIES: u32 = 1;
 
-/// Writes a lease with its entitlement and its audit entry, which is `body` as JSON.
-pub(super) fn open(tx: &mut Transaction<'_>, opening: &Opening, body: &str) -> Result<Opened<()>, Fault> {
+/// What is long in an opening, as JSON and packed.
+pub(super) struct Texts {
+    /// The lease's claims.
+    pub(super) claims: Packed,
+    /// The audit entry, which the chain covers as it is.
+    pub(super) body: String,
+    /// The audit entry.
+    pub(super) entry: Packed,
+}
+
+/// Writes a lease with its entitlement and its audit entry.
+pub(super) fn open(tx: &mut Transaction<'_>, opening: &Opening, texts: &Texts) -> Result<Opened<()>, Fault> {
     let lease = &opening.lease;
     let superseded = match &opening.by {
         Entitlement::Token(binding) => {
@@ -32,7 +43,7 @@ pub(super) fn open(tx: &mut Transaction<'_>, opening: &Opening, body: &str) -> R
                 Ok(bound) => bound,
                 Err(refusal) => return Ok(Opened::Refused(refusal)),
             };
-            rows::insert_lease(tx.conn, lease, &opening.handle)?;
+            rows::insert_lease(tx.conn, lease, &texts.claims, &opening.handle)?;
             rows::put_used(tx.conn, &binding.token, kept_for(binding), &used)?;
             match lost {
                 Some(first) => family(tx.conn, first)?,
@@ -50,11 +61,11 @@ pub(super) fn open(tx: &mut Transaction<'_>, opening: &Opening, body: &str) -> R
             let mut child = lease.clone();
             child.family = turn.lease.family.clone();
             child.family.parent = Some(turn.lease.id);
-            rows::insert_lease(tx.conn, &child, &opening.handle)?;
+            rows::insert_lease(tx.conn, &child, &texts.claims, &opening.handle)?;
             rotate(tx, turn, rotation, child.id, &opening.handle)?
         }
     };
-    tx.append_text(opening.entry.at, body)?;
+    tx.append_text(opening.entry.at, &texts.body, &texts.entry)?;
     let superseded = take_all_back(tx, superseded, Ending::Superseded, None)?;
     Ok(Opened::Yes { value: (), superseded })
 }

@@ -1,7 +1,12 @@
 //! The one thread that writes, with group commit: verbs that arrive together share one transaction
 //! and one fsync. No answer leaves before its commit, and no verb's failure is another verb's.
 
-use super::{Fault, folds::Folds, schema};
+use super::{
+    Fault,
+    folds::Folds,
+    packed::{Packed, Samples},
+    schema,
+};
 use crate::{
     audit::{Entry, Link},
     clock::{Clock, Timestamp},
@@ -21,8 +26,10 @@ use std::{
 };
 use tokio::sync::{oneshot, watch};
 
-/// How long the writer waits for more, when it was not alone last time.
-const GATHER: Duration = Duration::from_micros(300);
+/// How long the writer waits for more for each verb that it had last time, when that was more than one,
+/// and how long at most: a fuller batch costs each of its verbs less.
+const GATHER: Duration = Duration::from_micros(60);
+const GATHER_AT_MOST: Duration = Duration::from_millis(1);
 const MAX_BATCH: usize = 256;
 /// How often an idle writer looks after folded denials and a store that failed.
 const TICK: Duration = Duration::from_millis(500);
@@ -46,15 +53,16 @@ impl Transaction<'_> {
     /// Adds an entry to the audit chain.
     pub(super) fn append(&mut self, entry: &Entry) -> Result<(), Fault> {
         let body = serde_json::to_string(entry).map_err(super::rows::corrupt)?;
-        self.append_text(entry.at, &body)
+        self.append_text(entry.at, &body, &Packed::plain(&body))
     }
 
-    /// Adds an entry that is JSON already to the audit chain.
-    pub(super) fn append_text(&mut self, at: Timestamp, body: &str) -> Result<(), Fault> {
+    /// Adds an entry that is JSON already, and packed, to the audit chain.
+    pub(super) fn append_text(&mut self, at: Timestamp, body: &str, packed: &Packed) -> Result<(), Fault> {
+        packed.write_sample(self.conn)?;
         let next = self.head.next(body);
         let seq = i64::try_from(next.seq).map_err(super::rows::corrupt)?;
         let sql = "INSERT INTO audit VALUES (?1, ?2, ?3, ?4)";
-        self.conn.prepare_cached(sql)?.execute((seq, at.millis(), &next.hash, body))?;
+        self.conn.prepare_cached(sql)?.execute((seq, at.millis(), &next.hash, packed.bytes()))?;
         self.head = next;
         Ok(())
     }
@@ -132,6 +140,8 @@ pub(super) struct Shared {
     pub(super) folds: Arc<Mutex<Folds>>,
     /// What is frozen.
     pub(super) freezes: RwLock<Freezes>,
+    /// What packed texts are compared with.
+    pub(super) samples: Arc<Samples>,
     /// The end of the audit chain, as far as it is durable.
     pub(super) head: watch::Sender<Link>,
 }
@@ -200,18 +210,18 @@ struct Thread {
 
 impl Thread {
     fn run(mut self, inbox: &Receiver<Message>) {
-        let mut busy = false;
+        let mut last = 1;
         let mut closing = None;
         while closing.is_none() {
             let mut batch: Vec<Box<dyn Job>> = Vec::new();
             match self.wait(inbox) {
                 Ok(Message::Job(job)) => batch.push(job),
                 Ok(Message::Close(reply)) => closing = Some(Some(reply)),
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => self.shrink(),
                 Err(RecvTimeoutError::Disconnected) => closing = Some(None),
             }
-            if busy && closing.is_none() && !batch.is_empty() {
-                thread::sleep(GATHER);
+            if last > 1 && closing.is_none() && !batch.is_empty() {
+                thread::sleep((GATHER * last).min(GATHER_AT_MOST));
             }
             while closing.is_none() && batch.len() < MAX_BATCH {
                 match inbox.try_recv() {
@@ -220,7 +230,7 @@ impl Thread {
                     Err(_) => break,
                 }
             }
-            busy = batch.len() > 1;
+            last = u32::try_from(batch.len()).unwrap_or(u32::MAX);
             let now = self.clock.now();
             let folded = {
                 let mut folds = lock(&self.shared.folds);
@@ -245,7 +255,9 @@ impl Thread {
     }
 
     fn wait(&self, inbox: &Receiver<Message>) -> Result<Message, RecvTimeoutError> {
-        let watchful = lock(&self.shared.failure).is_some() || !lock(&self.shared.folds).is_empty();
+        let watchful = lock(&self.shared.failure).is_some()
+            || !lock(&self.shared.folds).is_empty()
+            || self.log_pages.load(Ordering::Relaxed) >= CHECKPOINT_STEP;
         if watchful { inbox.recv_timeout(TICK) } else { inbox.recv().map_err(|_| RecvTimeoutError::Disconnected) }
     }
 
@@ -323,6 +335,7 @@ impl Thread {
     }
 
     fn adopt(&mut self, mut conn: Connection) -> Result<(), Fault> {
+        self.shared.samples.attach(&conn)?;
         let pages = self.log_pages.clone();
         conn.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, in_log: i32| {
             pages.store(in_log, Ordering::Relaxed);
@@ -340,15 +353,29 @@ impl Thread {
         if in_log < self.checkpointed {
             self.checkpointed = 0;
         }
-        if in_log - self.checkpointed >= CHECKPOINT_STEP && self.checkpointer.try_send(()).is_ok() {
-            self.checkpointed = in_log;
-        }
         if in_log >= LOG_PAGES
             && let Some(conn) = &self.conn
         {
-            // Not possible while the checkpointer is at it: then after the next batch.
+            // Not possible while the checkpointer is at it: then after the next batch. It gets no new step.
             let _ = conn.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)").and_then(|mut s| s.query_row([], |_| Ok(())));
+        } else if in_log - self.checkpointed >= CHECKPOINT_STEP && self.checkpointer.try_send(()).is_ok() {
+            self.checkpointed = in_log;
         }
+    }
+
+    /// In a quiet moment, gives the log's space back.
+    fn shrink(&self) {
+        let Some(conn) = &self.conn else { return };
+        if self.log_pages.load(Ordering::Relaxed) < CHECKPOINT_STEP || conn.busy_timeout(Duration::ZERO).is_err() {
+            return;
+        }
+        // 1: a reader is still in the log. The next quiet moment will do.
+        let busy = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+        if matches!(busy, Ok(0)) {
+            self.log_pages.store(0, Ordering::Relaxed);
+        }
+        // A connection that waited longer or shorter would be as good.
+        let _ = conn.busy_timeout(schema::BUSY_TIMEOUT);
     }
 }
 
