@@ -98,19 +98,19 @@ impl Setup {
         self
     }
 
-<<<<<<< HEAD
     /// Adds a grant file of the test's own making.
     #[must_use]
     pub fn grant_text(self, name: &str, text: &str) -> Self {
         fs::write(self.directory.path().join("grants").join(format!("{name}.yaml")), text)
             .expect("the directory is ours");
-=======
+        self
+    }
+
     /// Gives the server's state a file system of its own with this many bytes, all of which it may use.
     #[must_use]
     pub fn disk(mut self, bytes: usize) -> Self {
         self.config["limits"]["reserve_bytes"] = json!(0);
         self.disk = Some(bytes);
->>>>>>> c7ca570 (store: keep claims and entries as what differs from a sample, and give the log's space back)
         self
     }
 

@@ -55,6 +55,7 @@ async fn a_full_disk_stops_issuing_and_not_revoking() {
     }
     assert_eq!(exchange().await.status, 503, "it is still full");
 
+    drop(file);
     fs::remove_file(&filler).expect("the filler is ours");
     settled(&server).await;
     let expired = server.lease_states().iter().filter(|state| *state == "ended: expired").count();

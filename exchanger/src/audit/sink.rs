@@ -288,7 +288,7 @@ impl Stream {
             tokio::select! {
                 () = more => {}
                 () = tokio::time::sleep(IDLE) => {}
-                () = clock.sleep_until(next) => {}
+                () = clock.sleep_until(next), if !failing => {}
                 _ = stop.changed() => {}
             }
         });

@@ -156,7 +156,8 @@ mod tests {
 
     fn claims(repository: &str, run: u32) -> String {
         let names = ["actor", "environment", "event_name", "job_workflow_ref", "ref", "repository_owner", "workflow"];
-        let body: Vec<String> = names.iter().map(|name| format!("\"{name}\":\"{repository} of an organisation, as {name}\"")).collect();
+        let body: Vec<String> =
+            names.iter().map(|name| format!("\"{name}\":\"{repository} of an organisation, as {name}\"")).collect();
         format!("{{{},\"run_id\":\"{run}\"}}", body.join(","))
     }
 
