@@ -264,7 +264,7 @@ fn with_disk(bytes: usize, at: &Path, program: &Path) -> Command {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let Some(program) = self.program.take() else { return };
+        let Some(program) = &self.program else { return };
         let log = program.log();
         if std::thread::panicking() {
             println!("the server's log:\n{log}");
