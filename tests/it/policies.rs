@@ -7,8 +7,9 @@ use jobpass_tests::{
 use serde_json::Value;
 use std::{
     fs,
+    io::Write as _,
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 fn policy(directory: &Path, arguments: &[&str]) -> Output {
@@ -109,6 +110,35 @@ fn a_first_grant_is_written_once() {
         text(&asked.stderr)
     );
     assert_eq!(fs::read_to_string(&file).expect("the grant"), written);
+}
+
+#[test]
+fn a_first_grant_is_asked_for_on_a_terminal() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&terminal).expect("a terminal of ours");
+    unlockpt(&terminal).expect("a terminal of ours");
+    let name = ptsname(&terminal, Vec::new()).expect("a name").into_string().expect("a name");
+    let side = fs::File::options().read(true).write(true).open(name).expect("the other side");
+    let mut command = Command::new(built("jobpass-exchanger"));
+    command.args(["policy", "init", "deploy-web", "--issuer", "gitlab", "--backend", "aws"]);
+    command.stdin(side.try_clone().expect("shared")).stderr(side).stdout(Stdio::piped());
+    let asked = command.spawn().expect("the program runs");
+    drop(command);
+    // Owner, description, namespace, project (said only when asked again), ref, its type, source, environment.
+    // The end of input, should there be one more question, ends it.
+    let answers = "team@acme.example\n\n9001\n\n4242\nrelease\n\n\n\n\x04";
+    let mut terminal = fs::File::from(terminal);
+    terminal.write_all(answers.as_bytes()).expect("the answers");
+    let said = asked.wait_with_output().expect("it ends");
+    drop(terminal);
+    let grant = text(&said.stdout);
+    assert!(said.status.success(), "{grant}");
+    for line in
+        ["namespace_id: \"9001\"", "project_id: \"4242\"", "ref: release", "ref_type: branch", "pipeline_source: push"]
+    {
+        assert!(grant.contains(&format!("      {line}\n")), "{line}:\n{grant}");
+    }
 }
 
 #[test]
