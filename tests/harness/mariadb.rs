@@ -31,7 +31,7 @@ impl Mariadb {
         let (data, start) = (directory.path().join("data"), directory.path().join("start.sql"));
         let mut install = program::system_as("mysql", "mariadb-install-db");
         install.args(["--no-defaults", "--skip-test-db", "--auth-root-authentication-method=normal"]);
-        install.arg(format!("--datadir={}", data.display()));
+        install.arg(format!("--datadir={}", data.display())).env("TMPDIR", directory.path());
         Program::run(install).await.expect_success();
 
         let admin = format!(
@@ -44,6 +44,7 @@ impl Mariadb {
         program::give_to("mysql", &directory.path().join("server.key"));
         let port = ports::free();
         let mut server = program::system_as("mysql", "mariadbd");
+        server.env("TMPDIR", directory.path());
         server.args(["--no-defaults", "--bind-address=127.0.0.1", "--skip-name-resolve", "--max-connections=500"]);
         server.arg(format!("--port={port}")).arg(format!("--datadir={}", data.display()));
         server.arg(format!("--socket={}", directory.path().join("socket").display()));

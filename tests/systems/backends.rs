@@ -13,6 +13,7 @@ mod ssh;
 mod x509;
 
 use crate::world::{issuer, token};
+use futures_util::future::join_all;
 use jobpass_exchanger::demo::{
     Ci,
     issuer::{Issuer, Token},
@@ -23,7 +24,10 @@ use jobpass_tests::{
     server::{Answer, Server, Setup},
 };
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
 use tokio::time::{Instant, sleep};
 
 /// One test for each system, and one more where credentials are taken back by name.
@@ -226,30 +230,38 @@ async fn crash<S: System>() {
     let mut world = World::<S>::start("10s").await;
     let (mut seen, mut answered) = (0, 0);
     for run in 1..=RUNS {
-        let (url, before) = (&world.server.url, world.system.left().await);
-        let jobs = (0..MINTS).map(|_| {
-            let token = world.github.mint(&Token::for_audience(url.as_str())).expect("the key signs");
-            let form = [
-                ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange".to_owned()),
-                ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt".to_owned()),
-                ("subject_token", token),
-                ("audience", "it".to_owned()),
-            ];
-            tokio::spawn(client().post(format!("{url}/token")).form(&form).send())
-        });
-        let jobs: Vec<_> = jobs.collect();
+        let World { system, server, github } = &mut world;
+        let (url, before, dying) = (server.url.clone(), system.left().await, AtomicBool::new(false));
+        // One after another, so that some are in the making whenever the server is killed.
+        let job = async || {
+            let mut answered = 0;
+            while !dying.load(Relaxed) {
+                let token = github.mint(&Token::for_audience(url.as_str())).expect("the key signs");
+                let form = [
+                    ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+                    ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt"),
+                    ("subject_token", &token),
+                    ("audience", "it"),
+                ];
+                // Answered or cut off: both are right.
+                let answer = client().post(format!("{url}/token")).form(&form).send().await;
+                answered += usize::from(answer.is_ok_and(|answer| answer.status().is_success()));
+            }
+            answered
+        };
         // Killed while some were asked for, some are being made, and some are made and not recorded.
-        let deadline = Instant::now() + SOON;
-        while world.system.left().await.iter().filter(|name| !before.contains(name)).count() < 10 * run {
-            assert!(Instant::now() < deadline, "nothing is made");
-        }
-        world.server.restart().await;
-        seen += world.system.left().await.len();
-        for job in jobs {
-            // Answered or cut off: both are right.
-            let answer = job.await.expect("the client does not die");
-            answered += usize::from(answer.is_ok_and(|answer| answer.status().is_success()));
-        }
+        let kill = async {
+            let deadline = Instant::now() + SOON;
+            while system.left().await.iter().filter(|name| !before.contains(name)).count() < 10 * run {
+                assert!(Instant::now() < deadline, "nothing is made");
+            }
+            dying.store(true, Relaxed);
+            server.restart().await;
+            system.left().await.len()
+        };
+        let (answers, left) = tokio::join!(join_all((0..MINTS).map(|_| job())), kill);
+        answered += answers.iter().sum::<usize>();
+        seen += left;
     }
     let settled = async || world.server.lease_states().iter().all(|state| state.starts_with("ended"));
     world.until("all leases ended", Duration::from_secs(120), settled).await;

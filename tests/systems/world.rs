@@ -14,10 +14,10 @@ use jobpass_tests::{
 use serde_json::json;
 
 /// The audience of the tokens of the grant `vault`.
-pub const VAULT_AUDIENCE: &str = "openbao.acme.example";
+pub(crate) const VAULT_AUDIENCE: &str = "openbao.acme.example";
 
 /// A server that trusts both CIs, with the grant `vault` of its own tokens.
-pub fn setup(github: &Issuer, gitlab: &Issuer) -> Setup {
+pub(crate) fn setup(github: &Issuer, gitlab: &Issuer) -> Setup {
     Setup::new()
         .issuer("github", github.url(), &["1001"])
         .issuer("gitlab", gitlab.url(), &["1001"])
@@ -27,19 +27,19 @@ pub fn setup(github: &Issuer, gitlab: &Issuer) -> Setup {
 }
 
 /// A CI.
-pub async fn issuer(ci: Ci) -> Issuer {
+pub(crate) async fn issuer(ci: Ci) -> Issuer {
     Issuer::start(ports::ANY, ci, now).await.expect("the issuer starts")
 }
 
 /// A job's token for a server.
-pub fn token(issuer: &Issuer, server: &Server) -> String {
+pub(crate) fn token(issuer: &Issuer, server: &Server) -> String {
     let token = issuer.mint(&Token::for_audience(server.url.as_str())).expect("the key signs");
     server.keep_quiet(&token);
     token
 }
 
 /// Everything that runs. The server is ended first, after a look at what it left behind.
-pub struct World {
+pub(crate) struct World {
     pub server: Server,
     pub postgres: Postgres,
     pub github: Issuer,
@@ -47,7 +47,7 @@ pub struct World {
 }
 
 impl World {
-    pub async fn build() -> Self {
+    pub(crate) async fn build() -> Self {
         let (github, gitlab) = (issuer(Ci::GitHub).await, issuer(Ci::GitLab).await);
         let postgres = Postgres::start().await;
         postgres.admin().await.batch_execute("CREATE ROLE app").await.expect("the superuser may");
@@ -58,12 +58,12 @@ impl World {
     }
 
     /// A token for the server.
-    pub fn token(&self, issuer: &Issuer) -> String {
+    pub(crate) fn token(&self, issuer: &Issuer) -> String {
         token(issuer, &self.server)
     }
 
     /// Asserts that no role that a lease made is left, and how the leases stand.
-    pub async fn assert_over(&self, lease_states: &[&str]) {
+    pub(crate) async fn assert_over(&self, lease_states: &[&str]) {
         assert_eq!(self.postgres.leased_roles().await, [""; 0], "a role is left in the database");
         assert_eq!(self.server.lease_states(), lease_states);
     }
