@@ -265,7 +265,15 @@ pub fn run() -> ExitCode {
 
 /// The whole chain of causes; an error that brings its own layout stays as it is.
 pub(crate) fn explain(error: &anyhow::Error) -> String {
-    let text = format!("{error:#}");
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        // Some say their cause themselves.
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
     if text.starts_with("error:") { text } else { format!("error: {text}") }
 }
 

@@ -60,10 +60,9 @@ enum Format {
 pub(super) fn run(args: &GetArgs, job: &Job) -> anyhow::Result<u8> {
     if args.target.stdout && !args.unmasked && job.source.masking() == Masking::None {
         bail!(
-            "nothing hides secrets in the log of {}, so `get --stdout` could print one there\n  \
+            "nothing hides secrets in this job's log while it runs, so `get --stdout` could print one there\n  \
              use `jobpass exec`, which hides them, or `get --to FILE`; \
-             --unmasked says that the output goes to a program and not to the log",
-            job.source.name()
+             --unmasked says that the output goes to a program and not to the log"
         );
     }
     let mut leases = job.obtain(&[args.limits.ask(&args.grant)], &sleep)?;

@@ -166,7 +166,8 @@ impl Settings {
             Some(url) => ("--url", url.as_str()),
             None => (
                 "JOBPASS_URL",
-                env.text("JOBPASS_URL").context("JOBPASS_URL is not set: it is the server's public URL")?,
+                env.text("JOBPASS_URL")
+                    .context("JOBPASS_URL is not set: set it, or --url, to the server's public_url")?,
             ),
         };
         ServerUrl::parse(text).map_err(|problem| anyhow!("{name} {problem}"))

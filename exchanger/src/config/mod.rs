@@ -19,7 +19,7 @@ use std::{fmt, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {source}\n  = help: name the config with --config FILE or in JOBPASS_CONFIG", path = path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,

@@ -1,6 +1,6 @@
 //! From the file as it is written to the config as it is meant, or every problem that it has.
 
-use super::{ConfigError, Env, Problem, Problems, SecretRef, Span, file};
+use super::{ConfigError, Env, Problem, Problems, SecretError, SecretRef, Span, file};
 use crate::{
     audit::StreamSettings,
     backends::registry::{BuildContext, Configured},
@@ -79,7 +79,14 @@ impl Config {
         let file: file::File = serde_saphyr::from_str(text).map_err(|error| {
             let at = error.location().unwrap_or(Location::UNKNOWN);
             let cure = "see docs/config.md for every key, or `jobpass-exchanger schema` for your editor";
-            vec![Problem::new(path, text, at, error.without_snippet().to_string(), cure)]
+            let told = error.without_snippet().to_string();
+            // The line may hold the secret itself.
+            if told.contains(&SecretError::NotAReference.to_string()) {
+                let cure = "put it into a file and write `file:/path` here, or use `env:NAME` or `credential:NAME`; \
+                            if this was a secret in use, change it";
+                return vec![Problem { excerpt: None, ..Problem::new(path, text, at, told, cure) }];
+            }
+            vec![Problem::new(path, text, at, told, cure)]
         })?;
         Reader { path, text, base, problems: Vec::new() }.resolve(file, env)
     }
@@ -309,5 +316,20 @@ fn is_loopback(url: &Url) -> bool {
         Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
         Some(url::Host::Domain(name)) => name == "localhost",
         None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_in_the_config_is_not_shown() {
+        let text = "public_url: https://jobpass.example\nbackends:\n  db:\n    postgres:\n      host: db\n      database: app\n      \
+                    user: jobpass\n      password: \"hunter2\"\n";
+        let problems = Config::parse("jobpass.yaml", text, Path::new("."), &Env::default()).err().unwrap_or_default();
+        let told = Problems(problems).to_string();
+        assert!(told.contains("jobpass.yaml:8:") && told.contains("by reference"), "{told}");
+        assert!(!told.contains("hunter2"), "{told}");
     }
 }
