@@ -53,6 +53,9 @@ impl Role {
     }
 }
 
+/// Holds the role's own row, which whoever shuts it out has to change, and stays.
+const LINGER: &str = "ALTER ROLE CURRENT_USER PASSWORD 'mine'; SELECT pg_sleep(600)";
+
 impl System for Role {
     async fn start() -> Self {
         let postgres = Postgres::start_tls().await;
@@ -106,7 +109,7 @@ impl System for Role {
     }
 
     async fn hold(&self, credential: &Value) -> Option<Program> {
-        let held = Program::start(self.client(credential, "reports", "SELECT pg_sleep(600)"));
+        let held = Program::start(self.client(credential, "reports", LINGER));
         let user = credential["username"].as_str().expect("a text");
         let (admin, query) = (self.0.admin().await, "SELECT 1 FROM pg_stat_activity WHERE usename = $1");
         let connected = async || admin.query_opt(query, &[&user]).await.expect("the query is right").is_some();

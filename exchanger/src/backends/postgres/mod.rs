@@ -134,6 +134,8 @@ const SETTLE: Duration = Duration::from_secs(15);
 const STEP: Duration = Duration::from_secs(15);
 /// How long one session is given to end.
 const SESSION_END_MS: u64 = 5000;
+/// How long a lock-out waits before what blocks it is ended.
+const BLOCKED_AFTER: Duration = Duration::from_millis(300);
 /// How often sessions and objects that turn up meanwhile are cleared away before it is tried again later.
 const ROUNDS: usize = 3;
 /// The longest comment on a role, in bytes.
@@ -295,7 +297,24 @@ impl Postgres {
     }
 
     async fn take_back_over(&self, link: &Link, role: &Identifier) -> Result<Revoked, RemoteError> {
-        match run(link, &sql::lock_out(role)).await {
+        // A session of the role that holds its row (it may change its own password) would keep the
+        // lock-out waiting: then its sessions are ended from beside, while the lock-out stands in line.
+        let help = async {
+            tokio::time::sleep(BLOCKED_AFTER).await;
+            if let Ok(beside) = self.pool.take(STEP).await {
+                // What fails here is said by the lock-out.
+                let _ = run(&beside, &sql::become_member(role)).await;
+                let _ = run(&beside, &sql::terminate(role, SESSION_END_MS)).await;
+                self.pool.give_back(beside);
+            }
+            std::future::pending().await
+        };
+        let lock_out = sql::lock_out(role);
+        let locked_out = tokio::select! {
+            locked_out = run(link, &lock_out) => locked_out,
+            never = help => never,
+        };
+        match locked_out {
             Ok(_) => {}
             Err(Trouble::Server(SqlState::UNDEFINED_OBJECT, _)) => return Ok(Revoked::NotFound),
             Err(trouble) => return Err(trouble.into()),
