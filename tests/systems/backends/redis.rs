@@ -59,6 +59,9 @@ impl System for Cache {
             ("another channel", &["PUBLISH", "other", "x"]),
             ("another command", &["DEL", "ci:772002:deploys"]),
             ("a command that was taken away", &["KEYS", "*"]),
+            ("how many keys there are", &["DBSIZE"]),
+            ("any key", &["RANDOMKEY"]),
+            ("all keys", &["SCAN", "0"]),
             ("users", &["ACL", "SETUSER", "mine", "on"]),
         ] {
             tries.push((what, self.run(credential, command).await));

@@ -90,6 +90,9 @@ const PORT: u16 = 6379;
 const DEADLINE: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_secs(10);
 
+/// Commands of the harmless categories that reach beyond a grant's keys.
+const UNRESTRAINED: &[&str] = &["scan", "randomkey", "dbsize", "script"];
+
 /// Commands and categories that reach beyond data: other users, the server itself, other clients.
 const PRIVILEGED: &[&str] = &[
     "@all",
@@ -288,7 +291,17 @@ impl RemoteBackend for Redis {
                 names.into_iter().map(|Names { text, open }| format!("{prefix}{text}{}", if open { "*" } else { "" })),
             );
         }
-        rules.extend(compiled.commands.iter().cloned());
+        // Categories hold commands that no key pattern restrains (`KEYS`, `FLUSHALL`, `ACL`): only a grant
+        // that names one of them gets it, where the config lets grants name it.
+        let (taken, given): (Vec<_>, Vec<_>) =
+            compiled.commands.iter().cloned().partition(|rule| rule.starts_with('-'));
+        let (categories, single): (Vec<_>, Vec<_>) = given.into_iter().partition(|rule| rule.starts_with("+@"));
+        let unrestrained = ["@dangerous", "@admin"]
+            .into_iter()
+            .filter(|category| !categories.iter().any(|given| given[1..] == **category || given == "+@all"));
+        let unrestrained: Vec<String> =
+            unrestrained.chain(UNRESTRAINED.iter().copied()).map(|rule| format!("-{rule}")).collect();
+        rules.extend([categories, unrestrained, single, taken].into_iter().flatten());
         let worst_expiry = order.expires_at.max(order.at + self.deadline + self.settle);
         let object = json!({ "user": order.lease.remote_name() });
         Ok(Plan { object, rendered: Arc::new(Rendered(rules)), worst_expiry })
