@@ -182,6 +182,7 @@ pub async fn renew(app: &Arc<App>, request: RenewRequest) -> Result<TokenRespons
         story.deny_plainly(app, &subject.grant, "stored_claims_no_longer_fit_the_profile").await;
         return Err(Refusal::Handle);
     };
+    app.admit(&subject.issuer, &claims).map_err(|retry_after| Refusal::TooMany { retry_after })?;
     let claims = Arc::new(claims);
     let asked = Request {
         grant: subject.grant.as_str(),

@@ -400,8 +400,11 @@ impl Http {
             let at = document.pointer(pointer).and_then(instant);
             at.ok_or_else(|| unknown(&format!("there is no time at {pointer}")))
         });
-        // A key that lives longer is taken back when the lease is over.
-        let expires_at = told.transpose()?.map_or(order.expires_at, |told| told.min(order.expires_at));
+        // A key that lives longer is taken back when the lease is over, if it can be taken back.
+        let expires_at = match told.transpose()? {
+            Some(told) if self.delete.is_none() => told,
+            told => told.map_or(order.expires_at, |told| told.min(order.expires_at)),
+        };
         let id = match self.id.as_ref().map(|pointer| (pointer, document.pointer(pointer))) {
             None => String::new(),
             Some((_, Some(Value::String(id)))) if !id.is_empty() => id.clone(),
