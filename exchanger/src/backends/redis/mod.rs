@@ -301,6 +301,7 @@ impl RemoteBackend for Redis {
             .filter(|category| !categories.iter().any(|given| given[1..] == **category || given == "+@all"));
         let unrestrained: Vec<String> =
             unrestrained.chain(UNRESTRAINED.iter().copied()).map(|rule| format!("-{rule}")).collect();
+        let unrestrained = if categories.is_empty() { Vec::new() } else { unrestrained };
         rules.extend([categories, unrestrained, single, taken].into_iter().flatten());
         let worst_expiry = order.expires_at.max(order.at + self.deadline + self.settle);
         let object = json!({ "user": order.lease.remote_name() });
