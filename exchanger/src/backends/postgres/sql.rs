@@ -82,7 +82,7 @@ impl NewRole<'_> {
 /// Statements that change the rights on an object which others change at the same time: PostgreSQL fails
 /// all of them but one ("tuple concurrently updated"), unless they wait for each other.
 pub(super) fn in_turn(statements: &[String]) -> String {
-    // Any number will do; nobody else uses this one.
+    // Any number will do. Whoever is logged in can hold it too, and make these wait in vain.
     format!("SELECT pg_advisory_xact_lock(7742830917420463); {}", statements.join("; "))
 }
 
