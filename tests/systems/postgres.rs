@@ -4,6 +4,7 @@ use jobpass_tests::{
     postgres::Postgres,
     world::{Answer, Setting, World, grant, session},
 };
+use rustix::process::{Pid, Signal, kill_process};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio_postgres::{Client, NoTls};
@@ -172,15 +173,86 @@ async fn a_creation_that_was_held_up_comes_to_nothing() {
     let (world, postgres, _secrets) = start(", deadline: 1s, max_connections: 1").await;
     world.revoke(&world.issue("db").await.handle()).await.granted();
     let admin = postgres.admin().await;
-    admin.batch_execute("BEGIN; LOCK TABLE pg_authid IN EXCLUSIVE MODE").await.expect("the superuser may");
+    let ours = admin.query_one("SELECT pid FROM pg_stat_activity WHERE usename = 'jobpass'", &[]).await;
+    let ours = Pid::from_raw(ours.expect("one connection is kept").get(0)).expect("a process");
+    kill_process(ours, Signal::STOP).expect("it is ours to stop");
     world.exchange(&world.token(), "db", &[("session", &session())]).await.refused(502, "server_error");
-    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'CREATE ROLE%'";
-    assert_eq!(count(&admin, waiting).await, 1, "the creation is still on its way");
-    admin.batch_execute("COMMIT").await.expect("the lock goes");
-    world.until("the creation is over", async || count(&admin, waiting).await == 0).await;
+    kill_process(ours, Signal::CONT).expect("it is ours to wake");
+    let came = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'jobpass' AND query LIKE '%CREATE ROLE%' AND state = 'active'";
+    world.until("the creation is over", async || count(&admin, came).await == 0).await;
     assert_eq!(postgres.leased_roles().await, [""; 0]);
     world.advance(Duration::from_secs(16 * 60));
     world.until("all is ended", async || world.leases().await.iter().all(|l| l.state.name() == "ended")).await;
+    world.close().await;
+}
+
+/// Whatever a job's session holds on to is in nobody's way but of those who change the very same rights.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_session_holds_stops_nobody_else() {
+    let postgres = Postgres::start().await;
+    let setup = "CREATE ROLE app; CREATE ROLE jobpass LOGIN CREATEROLE PASSWORD 'adminpw'; CREATE ROLE crew; \
+         GRANT app, crew TO jobpass WITH ADMIN OPTION; GRANT CREATE ON SCHEMA public TO app; \
+         CREATE SCHEMA work; CREATE SCHEMA theirs AUTHORIZATION crew; CREATE TABLE work.runs (n int); \
+         GRANT USAGE, CREATE ON SCHEMA work, theirs TO jobpass WITH GRANT OPTION; \
+         GRANT SELECT ON work.runs TO jobpass WITH GRANT OPTION";
+    let admin = postgres.admin().await;
+    admin.batch_execute(setup).await.expect("the superuser may");
+    let secrets = tempfile::tempdir().expect("a directory");
+    let password = secrets.path().join("password");
+    std::fs::write(&password, "adminpw\n").expect("writes");
+    let backends = format!(
+        "  db:\n    postgres: {{ host: 127.0.0.1, port: {}, database: postgres, user: jobpass, password: \"file:{}\", \
+         max_connections: 3, deadline: 2s }}\n    limits: {{ concurrency: 8, failures: 1, rest: 1h }}\n",
+        postgres.port,
+        password.display()
+    );
+    let grants = [
+        ("holder", "roles: [app, crew]"),
+        ("work", "privileges: [{ schema: work, allow: [select, create] }]"),
+        ("theirs", "privileges: [{ schema: theirs, allow: [create] }]"),
+    ];
+    let grants = grants.map(|(name, spec)| (format!("{name}.yaml"), grant(name, "db", spec)));
+    let world = World::of(Setting { grants: grants.into(), backends, ..Setting::default() }).await;
+
+    let holder = world.issue("holder").await;
+    let sessions = [
+        // Any lock that anybody can take by its number, for the session and for a transaction.
+        "SELECT count(pg_advisory_lock(n)) FROM unnest(ARRAY[0, 1, 7742830917420463]) AS n",
+        "BEGIN; SELECT pg_advisory_xact_lock(2)",
+        // Rows and tables of its own, and of what it is a member of.
+        "BEGIN; ALTER ROLE CURRENT_USER PASSWORD 'mine'",
+        "BEGIN; CREATE TABLE mine (n int); LOCK TABLE mine IN ACCESS EXCLUSIVE MODE",
+        "BEGIN; GRANT USAGE ON SCHEMA theirs TO PUBLIC",
+    ];
+    let mut held = Vec::new();
+    for statements in sessions {
+        let session = login(&holder, "postgres").await.expect("the job logs in");
+        session.batch_execute(statements).await.expect(statements);
+        held.push(session);
+    }
+    let go_on = async |what: &str| {
+        let answer = world.issue("work").await;
+        let job = login(&answer, "postgres").await.expect("the job logs in");
+        job.batch_execute("SELECT * FROM work.runs; CREATE TABLE work.made (n int)").await.expect("it may");
+        let told = world.revoke(&answer.handle()).await.granted();
+        assert_eq!(told.body["state"], "ended", "{what}: {}", told.text);
+    };
+    go_on("sessions hold locks").await;
+    // Those who need what is held fail, and neither take all connections nor rest the backend.
+    let (token, mine) = (world.token(), session());
+    let mine = [("session", mine.as_str())];
+    let stuck = (0..6).map(|_| world.exchange(&token, "theirs", &mine));
+    let (stuck, ()) = tokio::join!(futures_util::future::join_all(stuck), go_on("others are held up"));
+    for answer in stuck {
+        answer.refused(502, "server_error");
+    }
+    go_on("others were held up").await;
+    let told = world.revoke(&holder.handle()).await.granted();
+    assert_eq!(told.body["state"], "ended", "what it held is no way to stay: {}", told.text);
+    world.issue("theirs").await;
+    world.advance(Duration::from_secs(16 * 60));
+    world.until("all is ended", async || world.leases().await.iter().all(|l| l.state.name() == "ended")).await;
+    assert_eq!(postgres.leased_roles().await, [""; 0]);
     world.close().await;
 }
 

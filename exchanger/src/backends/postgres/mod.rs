@@ -11,6 +11,7 @@ mod scram;
 mod sql;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use super::{
     Describe, MintError, Minted, Order, Plan, RemoteBackend, RemoteError, Revoked, Spec, registry::BuildContext, spec,
@@ -38,11 +39,16 @@ use std::{
     sync::{Arc, OnceLock},
     time::Duration,
 };
+use tokio::{
+    sync::OwnedMutexGuard,
+    time::{Instant, sleep, timeout},
+};
 use tokio_postgres::{
-    SimpleQueryMessage,
+    Client, SimpleQueryMessage,
     config::SslMode,
     error::{DbError, Severity, SqlState},
 };
+use turns::Turns;
 use zeroize::Zeroizing;
 
 /// The backend in the server's config.
@@ -136,6 +142,8 @@ const STEP: Duration = Duration::from_secs(15);
 const SESSION_END_MS: u64 = 5000;
 /// How long a lock-out waits before what blocks it is ended.
 const BLOCKED_AFTER: Duration = Duration::from_millis(300);
+/// How long one waits for others' removals in the same database before it goes on beside them.
+const TURN: Duration = Duration::from_millis(500);
 /// How often sessions and objects that turn up meanwhile are cleared away before it is tried again later.
 const ROUNDS: usize = 3;
 /// The longest comment on a role, in bytes.
@@ -152,6 +160,7 @@ const ROLE: FieldRules = FieldRules {
 pub struct Postgres {
     identity: String,
     pool: Pool,
+    turns: Turns,
     clock: Arc<dyn Clock>,
     roles: Option<Vec<String>>,
     may_run_statements: bool,
@@ -174,6 +183,8 @@ struct Compiled {
 struct Rendered {
     roles: Vec<Identifier>,
     statements: Statements,
+    /// What the statements are but for the role's name: those who have it in common wait for each other.
+    rights: String,
     database: String,
     connection_limit: u16,
     comment: String,
@@ -219,6 +230,7 @@ impl Postgres {
         Ok(Self {
             identity: format!("postgres://{}:{port}", file.host),
             pool: Pool::new(server, Arc::clone(&context.clock), connections.into()),
+            turns: Turns::default(),
             clock: Arc::clone(&context.clock),
             roles: file.roles,
             may_run_statements: file.statements,
@@ -239,27 +251,35 @@ impl Postgres {
         let name = Identifier::parse(&pending.remote_name()).map_err(|error| spec::unfit("lease", &error))?;
         let password = spec::password()?;
         let verifier = Zeroizing::new(scram::verifier(password.expose(), &*spec::random()?));
-        let link = self.pool.take(self.deadline).await;
+        // Each step may take half of the time that is left: what is held up ends here, with a certain outcome.
+        let until = Instant::now() + self.deadline;
+        let patience = || until.saturating_duration_since(Instant::now()) / 2;
+        let Statements { home, elsewhere } = &rendered.statements;
+        // Before a connection is taken, so that those who are held up by one session do not take them all.
+        let turn = if home.is_empty() { None } else { Some(self.turn(&rendered.rights, patience()).await?) };
+        let link = self.pool.take(patience()).await;
         let mut link = link.map_err(|error| MintError::Unavailable(error.to_string()))?;
         let statements = Zeroizing::new(
             NewRole {
                 name: &name,
                 member_of: &rendered.roles,
-                more: &rendered.statements.home,
+                more: home,
                 verifier: &verifier,
                 connection_limit: rendered.connection_limit,
                 valid_until: link.by_server(order.expires_at),
                 comment: &rendered.comment,
+                patience: patience(),
                 not_after: link.by_server(mint_by),
             }
             .statements(),
         );
-        match link.client.simple_query(&statements).await {
+        match turns::transact(&link.client, &statements).await {
             Ok(answer) => {
                 link.learn_time(&answer, self.clock.now());
                 self.pool.give_back(link);
-                for (database, statements) in &rendered.statements.elsewhere {
-                    if let Err(refused) = self.run_in(database, &sql::in_turn(statements)).await {
+                drop(turn);
+                for (database, statements) in elsewhere {
+                    if let Err(refused) = self.make_in(database, statements, &rendered.rights, patience()).await {
                         // Certainly nothing is left of it, or nobody knows.
                         return Err(match self.take_back(&name).await {
                             Ok(_) => MintError::Refused(refused.0),
@@ -300,18 +320,18 @@ impl Postgres {
         // A session of the role that holds its row (it may change its own password) would keep the
         // lock-out waiting: then its sessions are ended from beside, while the lock-out stands in line.
         let help = async {
-            tokio::time::sleep(BLOCKED_AFTER).await;
+            sleep(BLOCKED_AFTER).await;
             if let Ok(beside) = self.pool.take(STEP).await {
                 // What fails here is said by the lock-out.
-                let _ = run(&beside, &sql::become_member(role)).await;
-                let _ = run(&beside, &sql::terminate(role, SESSION_END_MS)).await;
+                let _ = run(&beside.client, &sql::become_member(role)).await;
+                let _ = run(&beside.client, &sql::terminate(role, SESSION_END_MS)).await;
                 self.pool.give_back(beside);
             }
             std::future::pending().await
         };
         let lock_out = sql::lock_out(role);
         let locked_out = tokio::select! {
-            locked_out = run(link, &lock_out) => locked_out,
+            locked_out = run(&link.client, &lock_out) => locked_out,
             never = help => never,
         };
         match locked_out {
@@ -320,19 +340,19 @@ impl Postgres {
             Err(trouble) => return Err(trouble.into()),
         }
         for _ in 0..ROUNDS {
-            let holdings = Holdings::read(&run(link, &sql::holdings(role)).await?);
+            let holdings = Holdings::read(&run(&link.client, &sql::holdings(role)).await?);
             if holdings.sessions || !holdings.databases.is_empty() {
-                run(link, &sql::become_member(role)).await?;
+                run(&link.client, &sql::become_member(role)).await?;
             }
             if holdings.sessions {
-                run(link, &sql::terminate(role, SESSION_END_MS)).await?;
+                run(&link.client, &sql::terminate(role, SESSION_END_MS)).await?;
                 // What they were about to commit, they may have committed: look again.
                 continue;
             }
             for database in &holdings.databases {
                 self.disown(link, role, database).await?;
             }
-            match run(link, &sql::drop_role(role)).await {
+            match run(&link.client, &sql::drop_role(role)).await {
                 Ok(_) => return Ok(Revoked::Gone),
                 Err(Trouble::Server(SqlState::UNDEFINED_OBJECT, _)) => return Ok(Revoked::NotFound),
                 Err(Trouble::Server(SqlState::DEPENDENT_OBJECTS_STILL_EXIST, _)) => {}
@@ -344,22 +364,41 @@ impl Postgres {
 
     async fn disown(&self, link: &Link, role: &Identifier, database: &str) -> Result<(), RemoteError> {
         let statements = sql::disown(role, self.heir.as_ref());
-        if database == self.database {
-            run(link, &statements).await?;
-            return Ok(());
-        }
-        self.run_in(database, &statements).await
+        let elsewhere = if database == self.database { None } else { Some(self.connect(database).await?) };
+        let turn = self.turns.of(database);
+        let _turn = timeout(TURN, turn.lock()).await;
+        let client = elsewhere.as_ref().unwrap_or(&link.client);
+        run(client, &statements).await?;
+        Ok(())
     }
 
-    /// Runs statements in another database of the cluster.
-    async fn run_in(&self, database: &str, statements: &str) -> Result<(), RemoteError> {
-        let connected = tokio::time::timeout(STEP, self.pool.server.connect(Some(database))).await;
-        let client = connected
-            .map_err(|_| RemoteError(format!("no connection to database {database} in time")))?
-            .map_err(|error| RemoteError(format!("database {database}: {error}")))?;
-        let done = tokio::time::timeout(STEP, client.simple_query(statements)).await;
-        done.map_err(|_| Trouble::Deadline)?.map_err(|error| Trouble::from(&error))?;
+    /// Gives a new role its rights in another database of the cluster.
+    async fn make_in(
+        &self,
+        database: &str,
+        statements: &[String],
+        rights: &str,
+        patience: Duration,
+    ) -> Result<(), RemoteError> {
+        let client = self.connect(database).await?;
+        let _turn = self.turn(rights, patience).await.map_err(|error| RemoteError(error.to_string()))?;
+        run(&client, &format!("{}; {}", sql::lock_timeout(patience), statements.join("; "))).await?;
         Ok(())
+    }
+
+    /// The turn of those who make the same rights.
+    async fn turn(&self, rights: &str, within: Duration) -> Result<OwnedMutexGuard<()>, MintError> {
+        let late = "others of the same rights are held up inside PostgreSQL: look into its pg_locks";
+        let turn = timeout(within, self.turns.of(rights).lock_owned()).await;
+        turn.map_err(|_| MintError::Refused(late.to_owned()))
+    }
+
+    /// Connects to another database of the cluster.
+    async fn connect(&self, database: &str) -> Result<Client, RemoteError> {
+        let connected = timeout(STEP, self.pool.server.connect(Some(database))).await;
+        connected
+            .map_err(|_| RemoteError(format!("no connection to database {database} in time")))?
+            .map_err(|error| RemoteError(format!("database {database}: {error}")))
     }
 }
 
@@ -407,8 +446,8 @@ impl From<Trouble> for RemoteError {
     }
 }
 
-async fn run(link: &Link, statements: &str) -> Result<Vec<SimpleQueryMessage>, Trouble> {
-    let answer = tokio::time::timeout(STEP, link.client.simple_query(statements)).await;
+async fn run(client: &Client, statements: &str) -> Result<Vec<SimpleQueryMessage>, Trouble> {
+    let answer = timeout(STEP, turns::transact(client, statements)).await;
     answer.map_err(|_| Trouble::Deadline)?.map_err(|error| Trouble::from(&error))
 }
 
@@ -425,7 +464,7 @@ fn classify(error: &tokio_postgres::Error) -> MintError {
     match refusal.code() {
         // Our own check of the time, and the timeouts.
         &SqlState::DIVISION_BY_ZERO => MintError::Unavailable("PostgreSQL came to it too late".to_owned()),
-        &SqlState::QUERY_CANCELED | &SqlState::LOCK_NOT_AVAILABLE => MintError::Unavailable(text),
+        &SqlState::QUERY_CANCELED => MintError::Unavailable(text),
         // Somebody made the role before: an earlier try of ours.
         &SqlState::DUPLICATE_OBJECT | &SqlState::UNIQUE_VIOLATION => MintError::OutcomeUnknown(text),
         // Class 53, insufficient resources.
@@ -561,9 +600,11 @@ impl RemoteBackend for Postgres {
         let name = order.lease.remote_name();
         let role = Identifier::parse(&name).map_err(|error| spec::unfit("lease", &error))?;
         let statements = compiled.rights.render(permit, &role, &self.database, &compiled.database)?;
+        let rights = statements.without(&name);
         let rendered = Rendered {
             roles,
             statements,
+            rights,
             database: compiled.database.clone(),
             connection_limit: compiled.connection_limit,
             comment: spec::stamp(permit, order, MAX_COMMENT),
@@ -595,7 +636,7 @@ impl RemoteBackend for Postgres {
             let name = lease.id().remote_name();
             let role = Identifier::parse(&name).map_err(|error| RemoteError(error.to_string()))?;
             let link = self.pool.take(self.deadline).await.map_err(|error| RemoteError(error.to_string()))?;
-            run(&link, &sql::extend(&role, link.by_server(until))).await?;
+            run(&link.client, &sql::extend(&role, link.by_server(until))).await?;
             self.pool.give_back(link);
             Ok(())
         })

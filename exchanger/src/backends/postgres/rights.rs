@@ -9,6 +9,7 @@ use crate::backends::{spec, spec::SpecReader};
 use jobpass_policy::{FieldRules, Permit, Template};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::json;
 use std::collections::BTreeMap;
 
 /// What a job may do in one schema.
@@ -109,6 +110,13 @@ pub(super) struct Statements {
     pub(super) home: Vec<String>,
     /// Those of other databases.
     pub(super) elsewhere: BTreeMap<String, Vec<String>>,
+}
+
+impl Statements {
+    /// What they say but for the role's name.
+    pub(super) fn without(&self, role: &str) -> String {
+        json!([self.home, self.elsewhere]).to_string().replace(role, "")
+    }
 }
 
 impl Rights {

@@ -2,7 +2,7 @@
 //! `CREATE ROLE` take no parameters, so each value is quoted here or refused, and never trimmed.
 
 use crate::clock::Timestamp;
-use std::fmt;
+use std::{fmt, time::Duration};
 
 /// A name in PostgreSQL (documentation, "Identifiers and Key Words"). Shown quoted.
 ///
@@ -54,6 +54,8 @@ pub(super) struct NewRole<'a> {
     pub(super) connection_limit: u16,
     pub(super) valid_until: Timestamp,
     pub(super) comment: &'a str,
+    /// How long it waits for each thing that a session may hold.
+    pub(super) patience: Duration,
     /// By the server's own clock; from then on the transaction fails.
     pub(super) not_after: Timestamp,
 }
@@ -65,10 +67,11 @@ impl NewRole<'_> {
     pub(super) fn statements(&self) -> String {
         let roles: Vec<String> = self.member_of.iter().map(Identifier::to_string).collect();
         let roles = if roles.is_empty() { String::new() } else { format!(" IN ROLE {}", roles.join(", ")) };
-        let more = if self.more.is_empty() { String::new() } else { in_turn(self.more) + "; " };
+        let more: String = self.more.iter().map(|statement| format!("{statement}; ")).collect();
         format!(
-            "CREATE ROLE {name} LOGIN INHERIT CONNECTION LIMIT {limit} PASSWORD {verifier} VALID UNTIL '{until}'\
+            "{patience}; CREATE ROLE {name} LOGIN INHERIT CONNECTION LIMIT {limit} PASSWORD {verifier} VALID UNTIL '{until}'\
              {roles}; COMMENT ON ROLE {name} IS {comment}; {more}SELECT {NOW}, 1 / (clock_timestamp() < '{not_after}'::timestamptz)::int",
+            patience = lock_timeout(self.patience),
             name = self.name,
             limit = self.connection_limit,
             verifier = literal(self.verifier),
@@ -79,11 +82,9 @@ impl NewRole<'_> {
     }
 }
 
-/// Statements that change the rights on an object which others change at the same time: PostgreSQL fails
-/// all of them but one ("tuple concurrently updated"), unless they wait for each other.
-pub(super) fn in_turn(statements: &[String]) -> String {
-    // Any number will do. Whoever is logged in can hold it too, and make these wait in vain.
-    format!("SELECT pg_advisory_xact_lock(7742830917420463); {}", statements.join("; "))
+/// How long the transaction that it begins waits for each lock. Zero would be for ever.
+pub(super) fn lock_timeout(within: Duration) -> String {
+    format!("SET LOCAL lock_timeout = {}", within.as_millis().max(1))
 }
 
 /// The server's time, in epoch milliseconds.
@@ -123,7 +124,7 @@ pub(super) fn terminate(role: &Identifier, wait_ms: u64) -> String {
 /// Hands what the role owns in this database to `heir`, or drops it; takes back what it was granted.
 pub(super) fn disown(role: &Identifier, heir: Option<&Identifier>) -> String {
     let reassign = heir.map(|heir| format!("REASSIGN OWNED BY {role} TO {heir}; ")).unwrap_or_default();
-    in_turn(&[format!("{reassign}DROP OWNED BY {role} CASCADE")])
+    format!("{reassign}DROP OWNED BY {role} CASCADE")
 }
 
 /// Removes the role.
