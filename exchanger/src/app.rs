@@ -22,6 +22,7 @@ use arc_swap::ArcSwap;
 use governor::{Quota, RateLimiter, clock::QuantaClock, state::keyed::DashMapStateStore};
 use jobpass_policy::{Claims, Freezes};
 use jobpass_protocol::{DecisionId, IssuerName, LeaseHandle, LeaseId};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{
     io,
     net::SocketAddr,
@@ -35,6 +36,9 @@ use uuid::Uuid;
 
 /// How often what can be forgotten is.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How many files are open besides the two listeners' connections.
+const FILES: u64 = 512;
 
 /// How long a list of what was taken back is handed out before it is made again.
 const REVOCATIONS_FRESH: Duration = Duration::from_secs(1);
@@ -309,16 +313,18 @@ pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, Sta
     let streams = audit::stream(&config.audit, &app.store, &signer, &app.clock, &streams_stopped)
         .map_err(io("audit".to_owned()))?;
 
-    let public = Served::start(config.listen, config.certificate.clone(), http::public(Arc::clone(&app)))
+    allow_files(config.bounds.connections.get());
+    let (routes, counts) = (http::public(Arc::clone(&app)), app.metrics.listener("public"));
+    let public = Served::start(config.listen, config.certificate.clone(), routes, config.bounds, counts)
         .await
         .map_err(io(format!("listen: {}", config.listen)))?;
     let monitoring = match config.management {
         None => None,
-        Some(address) => Some(
-            Served::start(address, None, http::management(Arc::clone(&app)))
-                .await
-                .map_err(io(format!("management: {address}")))?,
-        ),
+        Some(address) => {
+            let (routes, counts) = (http::management(Arc::clone(&app)), app.metrics.listener("management"));
+            let served = Served::start(address, None, routes, config.bounds, counts).await;
+            Some(served.map_err(io(format!("management: {address}")))?)
+        }
     };
     let socket = config.state_dir.join(http::admin::SOCKET);
     let admin = http::admin::Socket::start(&socket, Arc::clone(&app)).map_err(io(socket.display().to_string()))?;
@@ -367,6 +373,21 @@ impl Running {
         if let Some(monitoring) = self.monitoring {
             monitoring.stop(Duration::from_secs(1)).await;
         }
+    }
+}
+
+/// Lets the process open what so many connections and the rest of it need, as far as it may.
+fn allow_files(connections: u32) {
+    let wanted = u64::from(connections) * 2 + FILES;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|soft| soft >= wanted) {
+        return;
+    }
+    let allowed = limit.maximum.map_or(wanted, |hard| hard.min(wanted));
+    // Lower than it was it never gets, and what fails here fails later and says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(allowed), ..limit });
+    if allowed < wanted {
+        tracing::warn!(allowed, wanted, "the process may open too few files for `limits.connections`: raise its limit");
     }
 }
 

@@ -41,6 +41,20 @@ struct ByIssuer {
     issuer: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ByListener {
+    listener: &'static str,
+}
+
+/// What is counted of one listener.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Its open connections.
+    pub open: Gauge,
+    /// How often all its places were taken, so that others have to wait.
+    pub full: Counter,
+}
+
 /// So many unknown claims are told apart: a token can hold any.
 const MOST_UNKNOWN: usize = 1000;
 
@@ -100,6 +114,8 @@ pub struct Metrics {
     seconds: Histogram,
     policy_good: Gauge,
     grants: Gauge,
+    connections: Family<ByListener, Gauge>,
+    full: Family<ByListener, Counter>,
 }
 
 impl Metrics {
@@ -138,8 +154,34 @@ impl Metrics {
             Gauge::clone(&policy_good),
         );
         registry.register("grants", "Grants that are loaded", Gauge::clone(&grants));
+        let (connections, full) = (Family::default(), Family::default());
+        registry.register("connections", "Open connections, by listener", Family::clone(&connections));
+        registry.register(
+            "connections_full",
+            "How often all connections of a listener were taken, so that others have to wait",
+            Family::clone(&full),
+        );
         let reported = Mutex::default();
-        Self { registry, token_refused, exchanged, denied, unknown_claims, reported, seconds, policy_good, grants }
+        Self {
+            registry,
+            token_refused,
+            exchanged,
+            denied,
+            unknown_claims,
+            reported,
+            seconds,
+            policy_good,
+            grants,
+            connections,
+            full,
+        }
+    }
+
+    /// The counts of a listener.
+    #[must_use]
+    pub fn listener(&self, listener: &'static str) -> Listener {
+        let by = ByListener { listener };
+        Listener { open: self.connections.get_or_create_owned(&by), full: self.full.get_or_create_owned(&by) }
     }
 
     /// A subject token was refused before policy saw it.

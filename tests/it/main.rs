@@ -2,6 +2,7 @@
 
 mod azure;
 mod bad_input;
+mod connections;
 mod demo;
 mod examples;
 mod exchange;

@@ -6,7 +6,7 @@ use jobpass_protocol::{BackendName, IssuerName};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, num::NonZeroU32, path::PathBuf};
 
 /// The whole file.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -123,6 +123,14 @@ pub struct Audit {
 pub struct Limits {
     /// How many exchanges one workload (issuer and `sub`) may ask for in a minute. Default 600; 0: no limit.
     pub exchanges_per_minute: Option<u32>,
+    /// How many connections each listener has open at once; others wait. Default 4096.
+    pub connections: Option<NonZeroU32>,
+    /// How long a connection may take to its first request: TLS handshake and headers. Default `10s`.
+    #[schemars(with = "Option<String>")]
+    pub first_request: Option<Spanned<String>>,
+    /// How long a connection is kept without a request after its last answer. Default `60s`.
+    #[schemars(with = "Option<String>")]
+    pub idle: Option<Spanned<String>>,
     /// How long ended leases stay listed. Default `7d`.
     #[schemars(with = "Option<String>")]
     pub keep_ended: Option<Spanned<String>>,

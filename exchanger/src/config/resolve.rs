@@ -5,7 +5,7 @@ use crate::{
     audit::StreamSettings,
     backends::registry::{BuildContext, Configured},
     clock::Clock,
-    http::server::Certificate,
+    http::server::{Bounds, Certificate},
     sealing::Sealing,
     signing::{self, JWKS_MAX_AGE, Keys},
     store::SqliteOptions,
@@ -17,6 +17,7 @@ use serde_saphyr::{Location, Spanned};
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
+    num::NonZeroU32,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -25,6 +26,7 @@ use url::Url;
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8420);
 const DEFAULT_EXCHANGES_PER_MINUTE: u32 = 600;
+const DEFAULT_CONNECTIONS: NonZeroU32 = NonZeroU32::MIN.saturating_add(4095);
 const DEFAULT_RESERVE: u64 = 64 * 1024 * 1024;
 
 /// What the program runs on. Everything in it was checked.
@@ -37,6 +39,8 @@ pub struct Config {
     pub management: Option<SocketAddr>,
     /// The certificate to serve.
     pub certificate: Option<Certificate>,
+    /// What the connections of each listener may take.
+    pub bounds: Bounds,
     /// The server's own directory.
     pub state_dir: PathBuf,
     /// Who may vouch for jobs.
@@ -144,6 +148,11 @@ impl Reader<'_> {
             certificate: file
                 .tls
                 .map(|tls| Certificate { chain: self.join(&tls.certificate), key: self.join(&tls.key) }),
+            bounds: Bounds {
+                connections: limits.connections.unwrap_or(DEFAULT_CONNECTIONS),
+                first_request: self.duration(limits.first_request.as_ref(), Duration::from_secs(10)),
+                idle: self.duration(limits.idle.as_ref(), Duration::from_secs(60)),
+            },
             state_dir: self.join(&file.state_dir),
             issuers,
             backends: file.backends,
@@ -322,6 +331,17 @@ fn is_loopback(url: &Url) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_connections_is_no_limit_that_can_be_set() {
+        let text = "public_url: https://jobpass.example\nstate_dir: state\nissuers: {}\nbackends: {}\npolicies: []\n\
+                    limits: { connections: 0 }\n";
+        let parse = |text: &str| Config::parse("jobpass.yaml", text, Path::new("."), &Env::default());
+        let told = Problems(parse(text).err().unwrap_or_default()).to_string();
+        assert!(told.contains("jobpass.yaml:6:11") && told.contains("nonzero"), "{told}");
+        let bounds = parse(&text.replace("connections: 0", "idle: 5m")).expect("a config").bounds;
+        assert_eq!((bounds.connections.get(), bounds.idle), (4096, Duration::from_secs(300)));
+    }
 
     #[test]
     fn a_secret_in_the_config_is_not_shown() {
