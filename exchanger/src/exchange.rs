@@ -67,6 +67,9 @@ pub enum Refusal {
     /// The lease handle gives no right: unknown, spent, or its lease is over.
     #[error("the lease handle is not valid")]
     Handle,
+    /// The lease's family was renewed as often as it may be.
+    #[error("the lease was renewed too often")]
+    Renewals,
     /// This workload asks too often.
     #[error("too many requests")]
     TooMany {
@@ -129,8 +132,12 @@ pub async fn exchange(app: &Arc<App>, request: ExchangeRequest) -> Result<TokenR
         public_key: request.public_key,
         csr: request.csr,
     };
-    let family =
-        Family { root: order.lease, parent: None, ends_at: now + Duration::from_secs(permit.max_lifetime().into()) };
+    let family = Family {
+        root: order.lease,
+        parent: None,
+        ends_at: now + Duration::from_secs(permit.max_lifetime().into()),
+        renewals: 0,
+    };
     let subject = Subject {
         grant: permit.grant().name().clone(),
         rule: permit.rule().clone(),
@@ -220,7 +227,7 @@ pub async fn renew(app: &Arc<App>, request: RenewRequest) -> Result<TokenRespons
         }
     }
     let draft = Draft {
-        family: Family { root: lease.family().root, parent: Some(lease.id()), ends_at: family_ends },
+        family: Family { parent: Some(lease.id()), ends_at: family_ends, ..lease.family().clone() },
         subject: Subject { rule: permit.rule().clone(), scope: permit.scope().to_vec(), ..subject.clone() },
         token: lease.token(),
         by: Entitlement::Renewal(rotation),
@@ -568,11 +575,13 @@ impl Story {
         }
     }
 
+    /// A no for which no policy was asked, audited; repeats are folded.
     async fn deny_plainly(&self, app: &App, grant: &GrantName, reason: &str) {
         let mut entry = self.blank(Event::Denied);
         entry.grant = Some(grant.clone());
         entry.reason = Some(reason.to_owned());
-        app.record(entry, None).await;
+        let fold = hash(&format!("plainly\n{}\n{}\n{grant}\n{reason}", self.issuer, hex(&self.token.hash)));
+        app.record(entry, Some(fold)).await;
         app.metrics.denied();
     }
 
@@ -604,10 +613,12 @@ impl Story {
             Unentitled::HandleUnknown => "handle_unknown",
             Unentitled::HandleReused => "handle_reused",
             Unentitled::LeaseOver => "lease_over",
+            Unentitled::RenewalsExhausted => "renewals_exhausted",
         };
         self.deny_plainly(app, permit.grant().name(), reason).await;
         match why {
             Unentitled::HandleUnknown | Unentitled::LeaseOver => Refusal::Handle,
+            Unentitled::RenewalsExhausted => Refusal::Renewals,
             Unentitled::HandleReused => {
                 app.reaper.nudge();
                 Refusal::Handle

@@ -48,6 +48,32 @@ async fn a_spent_handle_is_honoured_once_more_for_the_same_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_again_and_again_is_audited_once() {
+    let world = World::start().await;
+    let spent = world.token();
+    world.exchange(&spent, "ledger", &[("session", &session())]).await.granted();
+    let refuse = async |token: &str| world.exchange(token, "ledger", &[("session", &session())]).await;
+    for _ in 0..5 {
+        refuse(&spent).await.refused(400, "invalid_target");
+    }
+    let handle = world.issue("ledger").await.handle();
+    world.revoke(&handle).await.granted();
+    for _ in 0..3 {
+        world.renew(&handle, &[]).await.refused(400, "invalid_grant");
+    }
+    world.advance(Duration::from_secs(61));
+    let counts = |reason: &str| -> Vec<u64> {
+        let entries = world.audit().into_iter().map(|line| line["entry"].clone());
+        entries.filter(|entry| entry["reason"] == reason).map(|entry| entry["count"].as_u64().unwrap_or(1)).collect()
+    };
+    world
+        .until("the minute is told of", async || counts("token_spent").len() > 1 && counts("lease_over").len() > 1)
+        .await;
+    assert_eq!((counts("token_spent"), counts("lease_over")), (vec![1, 4], vec![1, 2]));
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_family_outlives_its_max_lifetime() {
     let world = World::start().await;
     let mut handle = world.issue("ledger").await.handle();

@@ -110,6 +110,11 @@ impl From<Refusal> for Failure {
                 ErrorCode::InvalidGrant,
                 "The lease handle is not valid: it is unknown, was used before, or its lease is over. Exchange a token again.",
             ),
+            Refusal::Renewals => Self::new(
+                bad,
+                ErrorCode::InvalidGrant,
+                "The lease was renewed as often as a lease may be. Exchange a token again.",
+            ),
             Refusal::TooMany { retry_after } => {
                 let failure = Self::unavailable("This workload asks too often. Wait, then try again.", retry_after);
                 failure.status(StatusCode::TOO_MANY_REQUESTS)

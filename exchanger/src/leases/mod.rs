@@ -239,6 +239,8 @@ pub struct Family {
     pub parent: Option<LeaseId>,
     /// No credential of the family works after this (`max_lifetime`).
     pub ends_at: Timestamp,
+    /// How many renewals it had when the lease was opened or last renewed; the store counts them.
+    pub renewals: u32,
 }
 
 impl Lease {

@@ -1,8 +1,8 @@
 //! What every store must do: one suite, run against each of them.
 
 use super::{
-    Binding, Entitlement, Filter, FreezeTarget, Hash, Held, MAX_RETRIES, Opened, Opening, RETRY_WINDOW, Refusal,
-    Revocation, Rotation, Store, Targets,
+    Binding, Entitlement, Filter, FreezeTarget, Hash, Held, MAX_RENEWALS, MAX_RETRIES, Opened, Opening, RETRY_WINDOW,
+    Refusal, Revocation, Rotation, Store, Targets,
 };
 use crate::{
     audit::{Entry, Event, Line, Link},
@@ -89,7 +89,7 @@ impl World {
         };
         let lease = Lease::draft(
             id,
-            Family { root: id, parent: None, ends_at: self.now() + LIFETIME },
+            Family { root: id, parent: None, ends_at: self.now() + LIFETIME, renewals: 0 },
             Subject {
                 grant: GrantName::parse("deploy-prod").expect("a name"),
                 rule: RuleName::parse("main").expect("a name"),
@@ -199,6 +199,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("a lost answer in flight", |w| Box::pin(lost_in_flight(w))),
     ("renewal by a child", |w| Box::pin(children(w))),
     ("renewal by extension", |w| Box::pin(extensions(w))),
+    ("a family that grows", |w| Box::pin(growing_family(w))),
     ("renewal whose mint failed", |w| Box::pin(void_renewal(w))),
     ("revoke wins over renew", |w| Box::pin(revoke_wins(w))),
     ("an admin's revocation closes the session", |w| Box::pin(closed_sessions(w))),
@@ -390,6 +391,42 @@ async fn extensions(w: &mut World) {
     let stolen = Rotation { lease, presented: second, request: Some(request) };
     assert_eq!(w.extend(&stolen).await, Err(Refusal::HandleReused));
     assert_eq!(over(&w.state(lease).await), Some(Ending::HandleReused));
+}
+
+async fn growing_family(w: &mut World) {
+    let (root, mut handle) = w.fresh().await;
+    let mut lease = root;
+    for renewal in 0..MAX_RENEWALS {
+        let rotation = Rotation { lease, presented: handle, request: None };
+        match renewal % 4 {
+            // What comes to nothing counts as well: it is a lease of the family.
+            0 => {
+                let opening = w.opening(Entitlement::Renewal(rotation), w.pending(), Revocability::ByName);
+                let (id, waiting) = (opening.lease.id(), opening.lease.state().clone());
+                assert!(matches!(w.store.open_pending(opening).await, Ok(Opened::Yes { .. })), "{renewal}");
+                let ended = State::Ended { how: Ending::Abandoned, at: w.now() };
+                assert!(w.store.transition(id, waiting, ended, None, None).await.expect("the store works"));
+            }
+            1 => handle = w.extend(&rotation).await.expect("extends"),
+            _ => (lease, handle, _) = w.renew(&rotation, w.active()).await.expect("renews"),
+        }
+    }
+    let rotation = Rotation { lease, presented: handle, request: None };
+    assert_eq!(w.renew(&rotation, w.active()).await, Err(Refusal::RenewalsExhausted));
+    assert_eq!(w.extend(&rotation).await, Err(Refusal::RenewalsExhausted));
+    assert_eq!(over(&w.state(lease).await), None, "its last credential works on");
+    // All that is open of it is taken back at once, whichever lease is named.
+    let open = usize::try_from(MAX_RENEWALS / 2 + 1).expect("small");
+    assert_eq!(w.revoke(Targets::Family(lease), Ending::Revoked).await.len(), open);
+    for id in [root, lease] {
+        assert_eq!(over(&w.state(id).await), Some(Ending::Revoked));
+    }
+    assert_eq!(w.store.leases(Filter::default(), 2000).await.expect("lists").len(), open, "none is ended yet");
+    let all = Filter { ended: true, ..Filter::default() };
+    let ended = w.store.leases(all, 2000).await.expect("lists").into_iter();
+    let void = ended.filter(|lease| matches!(lease.state, State::Ended { .. })).map(|lease| lease.id()).next();
+    let told = w.revoke(Targets::Family(void.expect("some came to nothing")), Ending::Revoked).await;
+    assert_eq!(told.len(), open + 1, "and itself");
 }
 
 async fn void_renewal(w: &mut World) {

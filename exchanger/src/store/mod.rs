@@ -161,7 +161,12 @@ pub enum Refusal {
     HandleReused,
     /// The lease is over.
     LeaseOver,
+    /// The family was renewed as often as it may be.
+    RenewalsExhausted,
 }
+
+/// How many renewals a family may have, those counted that came to nothing: it is taken back as a whole.
+pub const MAX_RENEWALS: u32 = 1000;
 
 /// How often, and how long after the first request, one `request_id` may ask again.
 pub const MAX_RETRIES: u32 = 3;
@@ -256,7 +261,7 @@ pub trait Store: Send + Sync {
     ) -> Answer<'_, Opened<Lease>>;
 
     /// Decides to take leases back; returns them as they are now. Leases already on their way out are
-    /// returned too, unchanged. Writes an audit entry for each that changed. A family is one transaction;
+    /// returned too, unchanged; of a family those that ended may be left out. Writes an audit entry for each that changed. A family is one transaction;
     /// a long list of leases is several.
     fn revoke(&self, revocation: Revocation) -> Answer<'_, Vec<Lease>>;
 

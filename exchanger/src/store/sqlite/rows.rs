@@ -15,7 +15,7 @@ use uuid::Uuid;
 /// What [`lease`] reads, in its order.
 pub(super) const LEASE: &str = "id, root, parent, family_ends_at, detail, backend, identity, revocability, object, \
      \"grant\", rule, issuer, issuer_url, key_id, unpack(claims), scope, opened_at, token_expires, token_hash, \
-     policy_digest, sealed";
+     policy_digest, sealed, renewals";
 
 /// `leases.state` of a lease that ended: such leases are in no index.
 pub(super) const ENDED: i64 = 4;
@@ -48,7 +48,7 @@ pub(super) fn insert_lease(conn: &Connection, lease: &Lease, claims: &Packed, ha
     claims.write_sample(conn)?;
     // In the order of the table's columns.
     let sql = "INSERT INTO leases VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, \
-         ?18, ?19, ?20, ?21, ?22, ?23, NULL)";
+         ?18, ?19, ?20, ?21, ?22, ?23, NULL, ?24)";
     conn.prepare_cached(sql)?.execute(params![
         id.as_bytes(),
         (family.root != *id).then(|| family.root.as_bytes()),
@@ -73,6 +73,7 @@ pub(super) fn insert_lease(conn: &Connection, lease: &Lease, claims: &Packed, ha
         token.expires,
         token.hash,
         &**policy_digest,
+        family.renewals,
     ])?;
     Ok(())
 }
@@ -88,6 +89,7 @@ pub(super) fn lease(row: &Row<'_>) -> Result<Lease, Fault> {
             root: row.get::<_, Option<[u8; 16]>>(1)?.map_or(id, to_lease_id),
             parent: row.get::<_, Option<[u8; 16]>>(2)?.map(to_lease_id),
             ends_at: time(3)?,
+            renewals: row.get(21)?,
         },
         state: serde_json::from_str(text(4)?).map_err(corrupt)?,
         placement: Placement {
@@ -116,7 +118,7 @@ pub(super) fn lease(row: &Row<'_>) -> Result<Lease, Fault> {
 pub(super) fn find_lease(conn: &Connection, id: LeaseId) -> Result<Option<(Lease, Vec<u8>)>, Fault> {
     let mut statement = conn.prepare_cached(&format!("SELECT {LEASE}, handle FROM leases WHERE id = ?1"))?;
     let mut rows = statement.query([id.as_bytes()])?;
-    rows.next()?.map(|row| Ok((lease(row)?, row.get(21)?))).transpose()
+    rows.next()?.map(|row| Ok((lease(row)?, row.get(22)?))).transpose()
 }
 
 /// All leases that a query over the columns [`LEASE`] finds.
@@ -144,8 +146,9 @@ pub(super) fn set_state(
     Ok(conn.prepare_cached(sql)?.execute(params)? == 1)
 }
 
-pub(super) fn set_handle(conn: &Connection, id: LeaseId, handle: &[u8]) -> Result<(), Fault> {
-    conn.prepare_cached("UPDATE leases SET handle = ?1 WHERE id = ?2")?.execute(params![handle, id.as_bytes()])?;
+pub(super) fn set_handle(conn: &Connection, id: LeaseId, handle: &[u8], renewals: u32) -> Result<(), Fault> {
+    let sql = "UPDATE leases SET handle = ?1, renewals = ?2 WHERE id = ?3";
+    conn.prepare_cached(sql)?.execute(params![handle, renewals, id.as_bytes()])?;
     Ok(())
 }
 

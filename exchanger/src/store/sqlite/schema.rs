@@ -12,6 +12,7 @@ use std::{path::Path, time::Duration};
 const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0001_leases.sql"),
     include_str!("../../../migrations/sqlite/0002_sealing.sql"),
+    include_str!("../../../migrations/sqlite/0003_families.sql"),
 ];
 
 /// Rows of about 2 kB: larger pages hold them without overflow and with less waste.

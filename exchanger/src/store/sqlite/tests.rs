@@ -93,6 +93,7 @@ async fn an_older_schema_is_migrated() {
     let world = World::new(Box::new(file.clone()));
     let (id, _) = world.fresh().await;
     // As the first version left it.
+    file.meddle("ALTER TABLE leases DROP COLUMN renewals").await;
     file.meddle("DROP INDEX leases_sealed").await;
     file.meddle("ALTER TABLE leases DROP COLUMN sealed").await;
     file.meddle("DROP TABLE sealing").await;

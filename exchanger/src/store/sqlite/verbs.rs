@@ -12,8 +12,8 @@ use crate::{
     leases::{Ending, Lease, State},
     sealing::Sealed,
     store::{
-        Binding, Entitlement, FreezeTarget, Hash, MAX_RETRIES, Opened, Opening, RETRY_WINDOW, Refusal, Revocation,
-        Rotation, Targets,
+        Binding, Entitlement, FreezeTarget, Hash, MAX_RENEWALS, MAX_RETRIES, Opened, Opening, RETRY_WINDOW, Refusal,
+        Revocation, Rotation, Targets,
     },
 };
 use jobpass_policy::Freezes;
@@ -61,6 +61,7 @@ pub(super) fn open(tx: &mut Transaction<'_>, opening: &Opening, texts: &Texts) -
             let mut child = lease.clone();
             child.family = turn.lease.family.clone();
             child.family.parent = Some(turn.lease.id);
+            child.family.renewals += 1;
             rows::insert_lease(tx.conn, &child, &texts.claims, &opening.handle)?;
             rotate(tx, turn, rotation, child.id, &opening.handle)?
         }
@@ -310,8 +311,13 @@ fn turn(tx: &mut Transaction<'_>, rotation: &Rotation) -> Result<Result<Turn, Re
     };
     let live = matches!(lease.state, State::Active { expires_at } if expires_at > tx.now);
     let over = !live || lease.family.ends_at <= tx.now;
+    let exhausted = lease.family.renewals >= MAX_RENEWALS;
     if same(&present, &rotation.presented) {
-        return Ok(if over { Err(Refusal::LeaseOver) } else { Ok(Turn { lease, before: None }) });
+        return Ok(match (over, exhausted) {
+            (true, _) => Err(Refusal::LeaseOver),
+            (false, true) => Err(Refusal::RenewalsExhausted),
+            (false, false) => Ok(Turn { lease, before: None }),
+        });
     }
     let spent = rows::find_spent(tx.conn, lease.id)?;
     let Some(spent) = spent.into_iter().find(|spent| same(&spent.handle, &rotation.presented)) else {
@@ -336,6 +342,9 @@ fn turn(tx: &mut Transaction<'_>, rotation: &Rotation) -> Result<Result<Turn, Re
     if over || taken {
         return Ok(Err(Refusal::LeaseOver));
     }
+    if exhausted {
+        return Ok(Err(Refusal::RenewalsExhausted));
+    }
     Ok(Ok(Turn { lease, before: Some((spent, opened)) }))
 }
 
@@ -350,7 +359,7 @@ fn rotate(
 ) -> Result<Vec<Lease>, Fault> {
     let lease = turn.lease.id;
     let handle: &[u8] = if opened == lease { given } else { &[] };
-    rows::set_handle(tx.conn, lease, handle)?;
+    rows::set_handle(tx.conn, lease, handle, turn.lease.family.renewals + 1)?;
     let spent =
         Spent { handle: rotation.presented, request: rotation.request, opened, given: *given, at: tx.now, retries: 0 };
     let Some((before, lost)) = turn.before else {
@@ -378,14 +387,15 @@ const fn because(state: &State) -> Option<Ending> {
     }
 }
 
-/// All leases of the family that a lease belongs to.
+/// The leases of the family that a lease belongs to: its first one, the lease itself, and all that did not end.
 fn family(conn: &Connection, id: LeaseId) -> Result<Vec<Lease>, Fault> {
     let sql = "SELECT ifnull(root, id) FROM leases WHERE id = ?1";
     let root: Option<[u8; 16]> = conn.prepare_cached(sql)?.query_row([id.as_bytes()], |row| row.get(0)).optional()?;
     // The root may be pruned already, and its children not.
     let root = root.unwrap_or(*id.as_bytes());
-    let mut leases = rows::find_leases(conn, "WHERE id = ?1", [root])?;
-    leases.extend(rows::find_leases(conn, "WHERE root = ?1", [root])?);
+    let named = "WHERE id = ?1 OR (id = ?2 AND state = 4)";
+    let mut leases = rows::find_leases(conn, named, params![root, id.as_bytes()])?;
+    leases.extend(rows::find_leases(conn, "INDEXED BY leases_family WHERE root = ?1 AND state < 4", [root])?);
     Ok(leases)
 }
 
