@@ -19,6 +19,7 @@ use crate::{
     token::{Verifier, VerifierError},
 };
 use arc_swap::ArcSwap;
+use futures_util::future::join_all;
 use governor::{Quota, RateLimiter, clock::QuantaClock, state::keyed::DashMapStateStore};
 use jobpass_policy::{Claims, Freezes};
 use jobpass_protocol::{DecisionId, IssuerName, LeaseHandle, LeaseId};
@@ -39,6 +40,9 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How many files are open besides the two listeners' connections.
 const FILES: u64 = 512;
+
+/// How often it is looked at which secrets should have been rotated.
+const ROTATION_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// How long a list of what was taken back is handed out before it is made again.
 const REVOCATIONS_FRESH: Duration = Duration::from_secs(1);
@@ -186,13 +190,14 @@ pub fn check(config: &Config) -> Result<Checked, StartError> {
     build_verifier(config, &(Arc::new(SystemClock) as Arc<dyn Clock>))?;
     let compiled = policies::check(&config.policies, &issuers, &backends)
         .map_err(|source| StartError::Io { what: "policies".to_owned(), source })?;
+    let overdue = backends.overdue(SystemClock.now()).map(|(name, why)| format!("warning: backend `{name}`: {why}"));
     Ok(Checked {
         errors: compiled
             .diagnostics
             .iter()
             .filter(|diagnostic| diagnostic.severity == jobpass_policy::Severity::Error)
             .count(),
-        diagnostics: compiled.diagnostics.iter().map(|diagnostic| diagnostic.render(false)).collect(),
+        diagnostics: compiled.diagnostics.iter().map(|diagnostic| diagnostic.render(false)).chain(overdue).collect(),
         grants: compiled.set.grants().count(),
         cases: jobpass_policy::cases::run(&compiled.set),
     })
@@ -304,6 +309,7 @@ pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, Sta
         tokio::spawn(Arc::clone(&app.reaper).run(stopped.clone())),
         tokio::spawn(watch_policies(Arc::clone(&app), config.policy_interval, stopped.clone())),
         tokio::spawn(prune(Arc::clone(&app), stopped.clone())),
+        tokio::spawn(watch_rotation(Arc::clone(&app), stopped.clone())),
         tokio::spawn(seal_anew(Arc::clone(&app))),
     ];
 
@@ -434,6 +440,23 @@ async fn seal_anew(app: Arc<App>) {
         Ok((_, 0)) => {}
         Ok((key, count)) => tracing::info!(%key, count, "what leases keep is sealed anew"),
         Err(error) => tracing::error!(%error, "what leases keep is not sealed anew: keep the old key, and look why"),
+    }
+}
+
+/// Says again and again which secrets should have been rotated.
+async fn watch_rotation(app: Arc<App>, mut stop: watch::Receiver<bool>) {
+    loop {
+        let look = async {
+            join_all(app.backends.iter().map(|(_, backend)| backend.describe().look())).await;
+            for (backend, why) in app.backends.overdue(app.clock.now()) {
+                tracing::error!(%backend, "{why}");
+            }
+            tokio::time::sleep(ROTATION_INTERVAL).await;
+        };
+        tokio::select! {
+            _ = stop.changed() => return,
+            () = look => {}
+        }
     }
 }
 

@@ -229,6 +229,12 @@ impl Server {
         Program::run(command).await.expect_success();
     }
 
+    /// What it wrote since it was started last.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.program.as_ref().map(Program::log).unwrap_or_default()
+    }
+
     /// The audit log, as streamed to its file.
     #[must_use]
     pub fn audit(&self) -> String {

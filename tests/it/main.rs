@@ -6,6 +6,7 @@ mod connections;
 mod demo;
 mod examples;
 mod exchange;
+mod fixed;
 mod gcp;
 mod github_app;
 mod gitlab;

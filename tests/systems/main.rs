@@ -4,6 +4,7 @@ mod aws;
 mod backends;
 mod clients;
 mod crash;
+mod fixed;
 mod full_disk;
 mod github;
 mod github_app;

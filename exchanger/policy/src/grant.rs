@@ -310,6 +310,33 @@ impl GrantContext<'_> {
         self.rules
     }
 
+    /// Whether one workload at most is entitled: there is one rule, and it pins to one value each every id
+    /// that a first grant on its issuer asks for.
+    ///
+    /// # Errors
+    /// What lets more in, and the cure.
+    pub fn one_workload(&self) -> Result<(), (String, String)> {
+        let [rule] = self.rules else {
+            let message = format!("{} rules entitle more than one workload", self.rules.len());
+            return Err((message, "keep one rule; give every workload a secret of its own".to_owned()));
+        };
+        let profile = &rule.profile;
+        let is_id = |claim: &str| profile.claim(claim).is_some_and(|known| known.class == Class::Stable);
+        let asked = profile.first().iter().filter(|ask| !ask.optional && !ask.absent && ask.only.is_none());
+        let ids: Vec<&str> = asked.map(|ask| ask.claim.as_str()).filter(|claim| is_id(claim)).collect();
+        if !ids.iter().any(|id| profile.tenant_claim() != Some(id)) {
+            let message = format!("tokens of {} have no id of a workload that is never reused", profile.title());
+            return Err((message, "use an issuer whose tokens have one".to_owned()));
+        }
+        match ids.iter().find(|id| rule.pinned(id).is_none_or(|values| values.len() != 1)) {
+            None => Ok(()),
+            Some(id) => {
+                let message = format!("rule {} entitles more than one workload: it does not pin `{id}`", rule.name);
+                Err((message, format!("match one value each of {}", ids.join(", "))))
+            }
+        }
+    }
+
     /// Whether a claim may decide about authority: in every rule it is an id that the platform never
     /// reuses, or pinned to listed values.
     #[must_use]

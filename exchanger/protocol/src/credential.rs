@@ -191,6 +191,14 @@ impl Credential {
         Self::of("x509_certificate", [("certificate", chain.into())])
     }
 
+    /// The same with the private half of the key that it certifies, where the job made that.
+    #[must_use]
+    pub fn with_private_key(mut self, key: Secret) -> Self {
+        self.fields.retain(|field| field.name != "private_key");
+        self.fields.push(Field { name: "private_key".to_owned(), value: key });
+        self
+    }
+
     /// A bearer token for one container registry, `host` or `host:port`.
     #[must_use]
     pub fn oci_registry(registry: &str, token: Secret) -> Self {
@@ -201,8 +209,18 @@ impl Credential {
     /// what is public everywhere.
     #[must_use]
     pub fn vault_secret(fields: impl IntoIterator<Item = (String, Secret)>) -> Self {
+        Self::named("vault_secret", fields)
+    }
+
+    /// A secret that somebody else made, with the names that it has there.
+    #[must_use]
+    pub fn fixed_secret(fields: impl IntoIterator<Item = (String, Secret)>) -> Self {
+        Self::named("fixed_secret", fields)
+    }
+
+    fn named(kind: &str, fields: impl IntoIterator<Item = (String, Secret)>) -> Self {
         let fields = fields.into_iter().filter(|(name, _)| name != "type");
-        Self { kind: "vault_secret".to_owned(), fields: fields.map(|(name, value)| Field { name, value }).collect() }
+        Self { kind: kind.to_owned(), fields: fields.map(|(name, value)| Field { name, value }).collect() }
     }
 
     /// The credential's type, such as `postgres`.

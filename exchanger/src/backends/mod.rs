@@ -7,6 +7,7 @@
 
 pub mod aws_sts;
 pub mod azure;
+pub mod fixed;
 pub mod gcp;
 pub mod github_app;
 pub mod gitlab;
@@ -74,6 +75,16 @@ pub trait Describe: Send + Sync {
         Ok(())
     }
 
+    /// By when what the backend hands out has to be changed by its owner, where that is known.
+    fn rotation(&self) -> Option<Rotation> {
+        None
+    }
+
+    /// Finds out what [`Describe::rotation`] says, where another system has to be asked for it.
+    fn look(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     /// What the backend publishes over HTTP as `/<kind>/<name>/<document>`; `None` where it has no
     /// such document.
     fn publication(&self, document: &str) -> Option<Publication> {
@@ -89,6 +100,24 @@ pub trait Describe: Send + Sync {
     fn revocations(&self, document: &str, revoked: &[LeaseId]) -> Result<Document, String> {
         let _ = (document, revoked);
         Err("this backend publishes no revocations".to_owned())
+    }
+}
+
+/// By when a secret that jobpass cannot change has to be changed.
+#[derive(Clone, Debug)]
+pub struct Rotation {
+    /// By then.
+    pub due: Timestamp,
+    /// Who has to.
+    pub owner: String,
+}
+
+impl Rotation {
+    /// What there is to say at `now`, if it should have been changed by then.
+    #[must_use]
+    pub fn overdue(&self, now: Timestamp) -> Option<String> {
+        let Self { due, owner } = self;
+        (*due < now).then(|| format!("its secret had to be rotated by {due}: {owner} has to rotate it"))
     }
 }
 
@@ -299,6 +328,11 @@ impl Backends {
     /// All of them, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&BackendName, &Backend)> {
         self.0.iter().map(|(name, (backend, _))| (name, backend))
+    }
+
+    /// Those whose secret should have been rotated by `now`, each with what there is to say of it.
+    pub fn overdue(&self, now: Timestamp) -> impl Iterator<Item = (&BackendName, String)> {
+        self.iter().filter_map(move |(name, backend)| Some((name, backend.describe().rotation()?.overdue(now)?)))
     }
 
     /// Reads the files and secrets that backends need: see [`Describe::preflight`].

@@ -1,8 +1,8 @@
 //! Every type of backend, on one page. To add one: a file beside this one, and a line in each list here.
 
 use super::{
-    Backend, Backends, aws_sts, azure, gcp, github_app, gitlab, http, kubernetes, limits, mysql, oauth2, oci_registry,
-    postgres, rabbitmq, redis, signed_jwt, ssh, vault, x509,
+    Backend, Backends, aws_sts, azure, fixed, gcp, github_app, gitlab, http, kubernetes, limits, mysql, oauth2,
+    oci_registry, postgres, rabbitmq, redis, signed_jwt, ssh, vault, x509,
 };
 use crate::{
     clock::Clock,
@@ -42,6 +42,8 @@ pub enum BackendFile {
     AwsSts(aws_sts::File),
     /// Access tokens of Microsoft Entra.
     Azure(azure::File),
+    /// A static secret that somebody else made.
+    Fixed(Box<fixed::File>),
     /// Access tokens of Google Cloud's service accounts.
     Gcp(gcp::File),
     /// Installation tokens of GitHub Apps.
@@ -83,6 +85,7 @@ impl BackendFile {
         match self {
             Self::AwsSts(file) => file.presents().map(str::to_owned).into_iter().collect(),
             Self::Azure(file) => vec![file.presents().to_owned()],
+            Self::Fixed(file) => file.presents(),
             Self::Gcp(file) => file.presents(),
             Self::OAuth2ClientCredentials(file) => file.presents(),
             Self::TokenExchange(file) => file.presents(),
@@ -217,6 +220,7 @@ fn build(file: BackendFile, context: &BuildContext, presented: &[String]) -> Res
     Ok(match file {
         BackendFile::AwsSts(file) => Backend::Remote(Arc::new(aws_sts::AwsSts::build(file, context)?)),
         BackendFile::Azure(file) => Backend::Remote(Arc::new(azure::Azure::build(file, context)?)),
+        BackendFile::Fixed(file) => Backend::Remote(Arc::new(fixed::Fixed::build(*file, context)?)),
         BackendFile::Gcp(file) => Backend::Remote(Arc::new(gcp::Gcp::build(file, context)?)),
         BackendFile::Vault(file) => Backend::Remote(Arc::new(vault::Vault::build(*file, context)?)),
         BackendFile::Gitlab(file) => Backend::Remote(Arc::new(gitlab::GitLab::build(file, context)?)),

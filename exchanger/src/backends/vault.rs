@@ -5,6 +5,8 @@
 //! then the token by itself; both take the token, which the lease keeps sealed. Rules are those of the two
 //! projects' API documentation: "JWT/OIDC auth method", "auth/token/revoke-self", "sys/leases/revoke".
 
+pub(super) mod kv;
+
 use super::{
     Describe, MintError, Minted, Order, Plan, RemoteBackend, RemoteError, Revoked, Spec, presented,
     presented::{Presented, Presenter},

@@ -171,7 +171,7 @@ const SETTLE: Duration = Duration::from_secs(30);
 pub struct Http {
     base_url: Url,
     identity: String,
-    headers: Vec<(HeaderName, HeaderFile)>,
+    headers: Headers,
     upstream: Upstream,
     env: Env,
     clock: Arc<dyn Clock>,
@@ -187,6 +187,49 @@ pub struct Http {
     shape: Shape,
     deadline: Duration,
     settle: Duration,
+}
+
+/// Headers of every request: how the server proves who it is.
+pub(super) struct Headers(Vec<(HeaderName, HeaderFile)>);
+
+impl Headers {
+    /// Headers as they are meant.
+    ///
+    /// # Errors
+    /// A name that is none, or a header that is neither a text nor a secret.
+    pub(super) fn parse(headers: BTreeMap<String, HeaderFile>, context: &BuildContext) -> Result<Self, String> {
+        let header = |(name, mut header): (String, HeaderFile)| {
+            let parsed =
+                HeaderName::try_from(&name).map_err(|_| format!("headers: `{name}` is not a header's name"))?;
+            if header.value.is_some() == header.secret.is_some() {
+                return Err(format!("headers.{name}: give either `value` or `secret`"));
+            }
+            header.secret = header.secret.map(|reference| context.secret(reference));
+            Ok((parsed, header))
+        };
+        headers.into_iter().map(header).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Headers as they are sent.
+    ///
+    /// # Errors
+    /// Names one whose secret cannot be had.
+    pub(super) fn read(&self, env: &Env) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
+        let header = |(name, file): &(HeaderName, HeaderFile)| {
+            let text = match &file.secret {
+                None => Zeroizing::new(file.value.clone().unwrap_or_default()),
+                Some(reference) => {
+                    let secret = reference.read(env).map_err(|error| format!("headers.{name}: {error}"))?;
+                    Zeroizing::new(format!("{}{}", file.prefix, secret.expose()))
+                }
+            };
+            let mut value =
+                HeaderValue::try_from(&*text).map_err(|_| format!("headers.{name}: not a header's value"))?;
+            value.set_sensitive(file.secret.is_some());
+            Ok((name.clone(), value))
+        };
+        self.0.iter().map(header).collect()
+    }
 }
 
 struct Call {
@@ -223,16 +266,7 @@ impl Http {
         if base_url.cannot_be_a_base() || base_url.query().is_some() || !base_url.username().is_empty() {
             return Err("base_url: expected https://host/path, without query or user".to_owned());
         }
-        let mut headers = Vec::with_capacity(file.headers.len());
-        for (name, mut header) in file.headers {
-            let parsed =
-                HeaderName::try_from(&name).map_err(|_| format!("headers: `{name}` is not a header's name"))?;
-            if header.value.is_some() == header.secret.is_some() {
-                return Err(format!("headers.{name}: give either `value` or `secret`"));
-            }
-            header.secret = header.secret.map(|reference| context.secret(reference));
-            headers.push((parsed, header));
-        }
+        let headers = Headers::parse(file.headers, context)?;
         let names: Vec<&str> = file.parameters.keys().map(String::as_str).collect();
         let method = file.create.method.as_deref().unwrap_or("POST");
         let nothing = BTreeMap::new();
@@ -318,24 +352,6 @@ impl Http {
         })
     }
 
-    /// Headers as they are sent; the error names one whose secret cannot be had.
-    fn headers(&self) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
-        let header = |(name, file): &(HeaderName, HeaderFile)| {
-            let text = match &file.secret {
-                None => Zeroizing::new(file.value.clone().unwrap_or_default()),
-                Some(reference) => {
-                    let secret = reference.read(&self.env).map_err(|error| format!("headers.{name}: {error}"))?;
-                    Zeroizing::new(format!("{}{}", file.prefix, secret.expose()))
-                }
-            };
-            let mut value =
-                HeaderValue::try_from(&*text).map_err(|_| format!("headers.{name}: not a header's value"))?;
-            value.set_sensitive(file.secret.is_some());
-            Ok((name.clone(), value))
-        };
-        self.headers.iter().map(header).collect()
-    }
-
     async fn send(&self, method: &Method, rendered: &Rendered) -> Result<Fetched, Failure> {
         let Rendered { url, headers, body } = rendered;
         let body = body.as_ref().map_or_else(Vec::new, |body| body.to_string().into_bytes());
@@ -349,7 +365,7 @@ impl Http {
         if !empty {
             sent.insert(header::CONTENT_TYPE, json);
         }
-        sent.extend(self.headers().map_err(Failure::Setup)?);
+        sent.extend(self.headers.read(&self.env).map_err(Failure::Setup)?);
         for (name, value) in headers {
             let fail = |_| Failure::Setup(format!("delete.headers.{name}: not a header's value"));
             let mut value = HeaderValue::try_from(value).map_err(fail)?;
@@ -523,7 +539,7 @@ impl Describe for Http {
 
     fn preflight(&self) -> Result<(), String> {
         self.upstream.client().map_err(|error| error.to_string())?;
-        self.headers().map(|_| ())
+        self.headers.read(&self.env).map(drop)
     }
 }
 
