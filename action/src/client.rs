@@ -122,6 +122,8 @@ pub(crate) struct Ask {
     pub(crate) scope: Option<String>,
     /// A public key to be certified, where the grant is for such.
     pub(crate) public_key: Option<String>,
+    /// A request to certify a key (PKCS #10, PEM), likewise.
+    pub(crate) csr: Option<String>,
 }
 
 /// Waits, unless a signal arrives first: then it says which.
@@ -159,7 +161,7 @@ impl Client<'_> {
             if let Some(ttl) = ask.ttl {
                 form.append_pair("ttl", &ttl.to_string());
             }
-            for (name, value) in [("scope", &ask.scope), ("public_key", &ask.public_key)] {
+            for (name, value) in [("scope", &ask.scope), ("public_key", &ask.public_key), ("csr", &ask.csr)] {
                 if let Some(value) = value {
                     form.append_pair(name, value);
                 }

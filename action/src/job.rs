@@ -1,6 +1,7 @@
 //! One job at work with one server: asks, hides, remembers, gives back. What the commands have in common.
 
 use crate::{
+    certified::Key,
     client::{Ask, Client, ClientError, Pause, ServerUrl},
     deliver::{Given, file},
     env::{Env, now},
@@ -12,7 +13,7 @@ use crate::{
     sources::{self, JobToken, Source, SourceError},
     talk::Talk,
 };
-use anyhow::ensure;
+use anyhow::{anyhow, ensure};
 use jobpass_protocol::{LeaseState, RevokeResponse, Secret};
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -86,7 +87,12 @@ impl Job {
     fn obtain_one(&self, ask: &Ask, token: &mut JobToken<'_>, pause: Pause<'_>) -> anyhow::Result<Lease> {
         let session = self.session.secret()?;
         self.hide_own(&Secret::from(session.expose()));
-        let answer = self.client(self.deadline, pause).exchange(token, &session, ask)?;
+        let key = Key::generate().map_err(|_| anyhow!("no key can be made"))?;
+        let ask = &Ask { csr: Some(key.request), ..ask.clone() };
+        let mut answer = self.client(self.deadline, pause).exchange(token, &session, ask)?;
+        if answer.credential.kind() == "x509_certificate" {
+            answer.credential = answer.credential.with_private_key(key.private);
+        }
         self.hide_own(&Secret::from(answer.handle.expose()));
         for field in answer.credential.fields().iter().filter(|field| field.is_secret()) {
             self.hide(&field.value, &format!("`{}` of grant `{}`", field.name, ask.grant));

@@ -2,6 +2,7 @@
 //! hides it, hands it over and gives it back. Links the protocol crate only, never the server.
 
 mod agent;
+mod certified;
 mod client;
 mod commands;
 mod deliver;

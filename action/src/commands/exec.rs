@@ -101,7 +101,12 @@ fn deliver(
     }
     let directory = PrivateDirectory::make(job.session.directory())?;
     for (index, file) in files.iter().enumerate() {
-        let path = directory.write(&format!("{index}"), file.value.expose().as_bytes())?;
+        let (name, contents) = (index.to_string(), file.value.expose().as_bytes());
+        let path = match args.files.iter().any(|wanted| wanted.is(&file.name, "docker_config")) {
+            // docker is told of a directory, and looks for this file there.
+            true => directory.write_in(&name, "config.json", contents)?,
+            false => directory.write(&name, contents)?,
+        };
         push(&mut all, file.at(&path), "")?;
     }
     if args.files.iter().any(|file| file.field() == "pgservice")
@@ -140,7 +145,10 @@ impl<'a> Keeper<'a> {
     fn new(job: &'a Job, leases: &[Lease]) -> Self {
         let leases = leases.iter().map(|lease| {
             // The end of these is written into the credential itself: renewing would make another one.
-            let fixed = matches!(lease.given.credential.kind(), "jwt" | "aws_session" | "gcp_token" | "azure_token");
+            let fixed = matches!(
+                lease.given.credential.kind(),
+                "jwt" | "aws_session" | "gcp_token" | "azure_token" | "ssh_certificate" | "x509_certificate"
+            );
             let due = (!fixed).then(|| Instant::now() + renewal_after(lease.expires_in));
             Kept { held: lease.held.clone(), ttl: lease.ttl, due }
         });

@@ -96,7 +96,7 @@ struct LimitArgs {
 
 impl LimitArgs {
     fn ask(&self, grant: &GrantName) -> Ask {
-        Ask { grant: grant.clone(), ttl: self.ttl, scope: self.scope.clone(), public_key: None }
+        Ask { grant: grant.clone(), ttl: self.ttl, scope: self.scope.clone(), public_key: None, csr: None }
     }
 }
 

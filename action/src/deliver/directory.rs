@@ -49,6 +49,20 @@ impl PrivateDirectory {
         file::write(&self.path.join(name), contents)
     }
 
+    /// Writes a file (0600) into a directory of its own (0700), and returns the directory's path.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(crate) fn write_in(&self, directory: &str, name: &str, contents: &[u8]) -> Result<PathBuf, DeliverError> {
+        let path = self.path.join(directory);
+        let failed = |error: rustix::io::Errno| DeliverError::File {
+            path: path.display().to_string(),
+            problem: error.to_string(),
+        };
+        fs::mkdir(&path, Mode::RWXU).map_err(failed)?;
+        file::write(&path.join(name), contents).map(|_| path)
+    }
+
     /// Where a file of this name would be.
     pub(crate) fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)

@@ -18,6 +18,7 @@ pub(crate) fn names(kind: &str) -> &'static [&'static str] {
         "postgres" => &["pgpass", "pgservice"],
         "mysql" => &["my_cnf"],
         "oci_registry" => &["docker_config"],
+        "x509_certificate" => &["pem"],
         _ => &[],
     }
 }
@@ -72,7 +73,9 @@ fn document(credential: &Credential, name: &str) -> Option<Secret> {
             }
             Secret::new(text.to_string())
         }
-        // containers-auth.json(5).
+        // Chain first, as `curl --cert` and HAProxy read it.
+        "pem" => secret(&[field("certificate")?, field("private_key")?]),
+        // Docker CLI, `cli/config/types.AuthConfig`: `registrytoken` is a bearer token for the registry itself.
         _ => {
             let auths = json!({ field("host")?: { "registrytoken": field("token")? } });
             Secret::new(json!({ "auths": auths }).to_string())
@@ -95,6 +98,7 @@ mod tests {
         let mysql: Credential = serde_json::from_str(mysql).expect("a credential");
         let registry = r#"{"type":"oci_registry","host":"registry.example:5000","token":"a.b.c"}"#;
         let registry: Credential = serde_json::from_str(registry).expect("a credential");
+        let certified = Credential::x509_certificate("chain\n").with_private_key("key\n".into());
         for (credential, name, expected) in [
             (&postgres, "pgpass", Some("db.example:5432:app:jobpass_1:p\\:a\\\\s's\"#\n")),
             (
@@ -112,6 +116,8 @@ mod tests {
                 ),
             ),
             (&registry, "docker_config", Some(r#"{"auths":{"registry.example:5000":{"registrytoken":"a.b.c"}}}"#)),
+            (&certified, "pem", Some("chain\nkey\n")),
+            (&Credential::x509_certificate("chain\n"), "pem", None),
             (&postgres, "password", Some("p:a\\s's\"#")),
             (&postgres, "my_cnf", None),
             (&registry, "pgpass", None),

@@ -131,6 +131,11 @@ impl Rename {
         &self.field
     }
 
+    /// Whether it hands this field over under this name.
+    pub(crate) fn is(&self, name: &str, field: &str) -> bool {
+        self.name == name && self.field == field
+    }
+
     fn is_for(&self, grant: &GrantName, field: &str) -> bool {
         self.field == field && self.grant.as_deref().is_none_or(|wanted| wanted == grant.as_str())
     }
@@ -178,9 +183,15 @@ pub(crate) fn files(given: &[Given], wanted: &[Rename]) -> Result<Vec<Variable>,
     for rename in wanted {
         add(&rename.name, holder(given, rename, true)?, &rename.field)?;
     }
-    for given in given.iter().filter(|given| given.credential.kind() == "kubernetes") {
-        if !wanted.iter().any(|rename| rename.is_for(&given.grant, "kubeconfig")) {
-            add("KUBECONFIG", given, "kubeconfig")?;
+    for given in given {
+        let always: &[(&str, &str)] = match given.credential.kind() {
+            "kubernetes" => &[("KUBECONFIG", "kubeconfig")],
+            "x509_certificate" => &[("JOBPASS_CERTIFICATE", "certificate"), ("JOBPASS_PRIVATE_KEY", "private_key")],
+            _ => &[],
+        };
+        let asked = |field: &str| wanted.iter().any(|rename| rename.is_for(&given.grant, field));
+        for (name, field) in always.iter().filter(|(_, field)| !asked(field) && !asked("pem")) {
+            add(name, given, field)?;
         }
     }
     Ok(all)
@@ -259,7 +270,7 @@ pub(crate) fn environment_names(given: &Given, field: &str) -> Vec<String> {
         ("azure_token", "tenant") => &["AZURE_TENANT_ID"],
         ("azure_token", "client_id") => &["AZURE_CLIENT_ID"],
         // Whole documents are of use in files only.
-        ("kubernetes", "kubeconfig" | "ca") => &[],
+        ("kubernetes", "kubeconfig" | "ca") | ("x509_certificate", _) => &[],
         ("api_key", "url") => &["JOBPASS_API_URL"],
         ("api_key", "key") => &["JOBPASS_API_KEY"],
         _ => return vec![shouted(&format!("JOBPASS_{kind}_{field}"))],

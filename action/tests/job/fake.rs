@@ -160,6 +160,13 @@ fn certificate(line: &str) -> String {
     format!("{kind} {} test", STANDARD.encode([body, string(&signature)].concat()))
 }
 
+/// A certificate over the key of a request.
+fn leaf(request: &str) -> String {
+    let request = rcgen::CertificateSigningRequestParams::from_pem(request).expect("signed by its own key");
+    let authority = Issuer::new(CertificateParams::default(), KeyPair::generate().expect("key"));
+    request.signed_by(&authority).expect("certificate").pem()
+}
+
 pub(crate) fn jwt(audience: &str, life: i64, number: usize) -> String {
     #[expect(clippy::disallowed_methods, reason = "a token's life is measured by the clock that the client reads")]
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
@@ -256,6 +263,8 @@ impl State {
             ),
             "id" => Credential::jwt("header.payload.signature".into()),
             "ssh" => Credential::ssh_certificate(&certificate(request.public_key.as_deref().expect("a key"))),
+            "images" => Credential::oci_registry("registry.example", "token-of-the-registry".into()),
+            "x509" => Credential::x509_certificate(&leaf(request.csr.as_deref().expect("a request"))),
             "aws" => Credential::aws_session("ASIA1", "aws-secret".into(), "aws-token".into(), "2026-01-01T00:00:00Z"),
             _ => {
                 let denial = r#"{"error":"invalid_target","error_description":"not yours","decision_id":"d-1"}"#;

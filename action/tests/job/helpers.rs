@@ -29,6 +29,11 @@ fn files_end_with_the_command() {
             r#"wc -c < "$AZURE_FEDERATED_TOKEN_FILE""#,
             "24\n",
         ),
+        (
+            &["--grant", "images", "--file", "DOCKER_CONFIG=docker_config"],
+            r#"cat "$DOCKER_CONFIG/config.json"; echo; stat -c %a "$DOCKER_CONFIG" "$DOCKER_CONFIG/config.json""#,
+            "{\"auths\":{\"registry.example\":{\"registrytoken\":\"***\"}}}\n700\n600\n",
+        ),
     ] {
         let job = Job::new(Ci::GitLab);
         let tell = format!("{script}; find \"$XDG_RUNTIME_DIR\" -path '*exec-*' >&2");
@@ -127,4 +132,19 @@ fn kubernetes_and_google_get_their_documents() {
         assert!(job.fake.story().ends_with(" revoke"), "{args:?}");
         assert!(!(ended.stdout + &ended.stderr).contains(PASSWORD), "{args:?}");
     }
+}
+
+#[test]
+fn openssl_finds_the_certificate_and_its_key_in_files() {
+    let script = r#"openssl x509 -in "$JOBPASS_CERTIFICATE" -noout -pubkey > of-certificate
+        openssl pkey -in "$JOBPASS_PRIVATE_KEY" -pubout > of-key; cmp of-certificate of-key && echo one key
+        stat -c %a "$JOBPASS_PRIVATE_KEY"; env | grep -c BEGIN; cat "$JOBPASS_PRIVATE_KEY""#;
+    let job = Job::new(Ci::GitLab);
+    let ended = job.exec(&["x509"], script);
+    assert!(ended.stdout.starts_with("one key\n600\n0\n***"), "{ended:?}");
+    assert!(!ended.stdout.contains("PRIVATE KEY"), "{ended:?}");
+    let ended = job.run(&["get", "--grant", "x509", "--field", "pem", "--to", "pem"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let pem = std::fs::read_to_string(job.path().join("pem")).expect("file");
+    assert_eq!(pem.matches("-----BEGIN ").count(), 2, "the certificate, then its key");
 }
