@@ -60,17 +60,24 @@ impl MutualTls {
     pub async fn get(&self, certificate: &str) -> Result<(), String> {
         fs::write(self.path("client.pem"), certificate).expect("the directory is ours");
         let mut client = Command::new("sh");
-        client.current_dir(self.directory.path()).args(["-c", &format!(
-            "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | openssl s_client -quiet -connect 127.0.0.1:{} -CAfile server.pem \
-             -verify_return_error -cert client.pem -key job.key",
-            self.port
-        )]);
+        client.current_dir(self.directory.path()).args(["-c", &self.request("client.pem", "job.key")]);
         let done = Program::run(client).await;
         if done.log.contains("HTTP/1.0 200") {
             return Ok(());
         }
         let server = self.program.lock().await.as_ref().map(Program::log);
         Err(format!("{}\n{}", done.log, server.unwrap_or_default()))
+    }
+
+    /// A line for a shell that asks it for a page with a certificate and key in these files.
+    #[must_use]
+    pub fn request(&self, certificate: &str, key: &str) -> String {
+        format!(
+            "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | openssl s_client -quiet -connect 127.0.0.1:{} -CAfile {} \
+             -verify_return_error -cert {certificate} -key {key}",
+            self.port,
+            self.path("server.pem").display()
+        )
     }
 
     /// A command of `openssl`, run where the files are.

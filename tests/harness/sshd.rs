@@ -77,14 +77,20 @@ impl Sshd {
         let file = tempfile::NamedTempFile::with_suffix("-cert.pub").expect("the temporary directory is there");
         fs::write(file.path(), certificate).expect("the file is ours");
         let mut ssh = program::system("ssh");
-        ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=no"]);
-        ssh.args(["-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-o", "ExitOnForwardFailure=yes"]);
-        ssh.arg("-i").arg(self.path("job")).arg("-o").arg(format!("CertificateFile={}", file.path().display()));
-        ssh.args(["-p", &self.port.to_string()]).args(more);
+        ssh.args(self.options()).args(["-o", "IdentitiesOnly=yes", "-i"]).arg(self.path("job"));
+        ssh.arg("-o").arg(format!("CertificateFile={}", file.path().display())).args(more);
         ssh.args(user.iter().flat_map(|user| ["-l", user]));
         ssh.arg("127.0.0.1").args(Some(command).filter(|command| !command.is_empty()));
         ssh.env_remove("SSH_AUTH_SOCK");
         Program::run(ssh).await
+    }
+
+    /// Options of `ssh` that find this host, and nothing that the machine has for others.
+    #[must_use]
+    pub fn options(&self) -> Vec<String> {
+        let set = ["BatchMode=yes", "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR"];
+        let set = set.into_iter().chain(["ExitOnForwardFailure=yes"]).map(|option| format!("-o{option}"));
+        ["-Fnone".to_owned(), format!("-p{}", self.port)].into_iter().chain(set).collect()
     }
 
     /// What it wrote about the logins so far.

@@ -1,6 +1,6 @@
 //! AWS: real moto behind a front that is as strict as STS, and the real `aws` CLI.
 
-use crate::world::{issuer, setup};
+use crate::world::{as_job, issuer, setup};
 use jobpass_exchanger::demo::{
     Algorithm, Ci,
     issuer::{Issuer, Rotation, Token},
@@ -61,16 +61,8 @@ impl Job {
 
     /// Runs a program as a step of the job would; answers what it wrote.
     async fn step(&self, mut command: std::process::Command) -> String {
-        command.env_clear().envs([
-            ("PATH", program::path().as_str()),
-            ("HOME", self.home.path().to_str().unwrap()),
-            ("XDG_RUNTIME_DIR", self.home.path().to_str().unwrap()),
-            ("AWS_CONFIG_FILE", self.home.path().join("config").to_str().unwrap()),
-            ("JOBPASS_URL", &self.server.url),
-            ("GITHUB_ACTIONS", "true"),
-            ("ACTIONS_ID_TOKEN_REQUEST_URL", &self.github.request_url()),
-            ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", self.github.request_token().expose()),
-        ]);
+        as_job(&mut command, &self.github, &self.server, self.home.path());
+        command.env("AWS_CONFIG_FILE", self.home.path().join("config"));
         Program::run(command).await.expect_success()
     }
 

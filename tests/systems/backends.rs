@@ -12,7 +12,7 @@ mod redis;
 mod ssh;
 mod x509;
 
-use crate::world::{issuer, token};
+use crate::world::{as_job, issuer, token};
 use futures_util::future::join_all;
 use jobpass_exchanger::demo::{
     Ci,
@@ -20,11 +20,12 @@ use jobpass_exchanger::demo::{
 };
 use jobpass_tests::{
     http::{client, now},
-    program::Program,
+    program::{self, Program},
     server::{Answer, Server, Setup},
 };
 use serde_json::{Value, json};
 use std::{
+    process::Command,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
 };
@@ -102,6 +103,11 @@ trait System: Sized {
         None
     }
 
+    /// What steps of a job do with what `jobpass exec` hands over: its arguments, and a script that succeeds.
+    fn steps(&self) -> Vec<(&'static [&'static str], String)> {
+        Vec::new()
+    }
+
     /// What the system holds of ours: everything whose name begins with `jobpass_`.
     async fn left(&self) -> Vec<String> {
         Vec::new()
@@ -147,6 +153,14 @@ impl<S: System> World<S> {
         let answer = self.server.exchange("it", &token(&self.github, &self.server), &form).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         answer
+    }
+
+    async fn step(&self, arguments: &[&str], script: &str) {
+        let home = tempfile::tempdir().expect("the temporary directory is there");
+        let mut jobpass = Command::new(program::built("jobpass"));
+        as_job(&mut jobpass, &self.github, &self.server, home.path());
+        jobpass.args(["exec", "--grant", "it"]).args(arguments).args(["--", "sh", "-euc", script]).current_dir(&home);
+        Program::run(jobpass).await.expect_success();
     }
 
     async fn revoke(&self, answer: &Answer) -> Value {
@@ -218,6 +232,12 @@ async fn check<S: System>(ends: Ends) {
     world.until("it is over", SOON + Duration::from_secs(S::SHORTEST.unsigned_abs()), ended).await;
     assert!(now() >= ends_at - 1, "it ended before its time");
     assert!(system.used(credential).await.is_err(), "it works although its time is over");
+    assert_eq!(system.left().await, [""; 0]);
+
+    // In the hands of the job's own tool.
+    for (arguments, script) in system.steps() {
+        world.step(arguments, &script).await;
+    }
     assert_eq!(system.left().await, [""; 0]);
     server.verify_audit().await;
 }

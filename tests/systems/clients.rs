@@ -1,7 +1,7 @@
 //! Clients that are not ours, with what jobpass hands over: google-auth, azure-identity and kubectl. What they
 //! talk to are strict fakes, since none of the three systems can be had on a machine of one's own.
 
-use crate::world::issuer;
+use crate::world::{as_job, issuer};
 use jobpass_exchanger::demo::{Ci, issuer::Issuer};
 use jobpass_tests::{
     entra::{Entra, TENANT},
@@ -42,16 +42,8 @@ impl Job {
 
     /// Runs a program as a step of the job would; answers what it wrote.
     async fn step(&self, mut command: Command) -> String {
-        command.env_clear().envs([
-            ("PATH", program::path().as_str()),
-            ("HOME", self.home.path().to_str().unwrap()),
-            ("XDG_RUNTIME_DIR", self.home.path().to_str().unwrap()),
-            ("JOBPASS_URL", &self.server.url),
-            ("GITHUB_ACTIONS", "true"),
-            ("ACTIONS_ID_TOKEN_REQUEST_URL", &self.github.request_url()),
-            ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", self.github.request_token().expose()),
-            ("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "1"),
-        ]);
+        as_job(&mut command, &self.github, &self.server, self.home.path());
+        command.env("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "1");
         Program::run(command).await.expect_success()
     }
 

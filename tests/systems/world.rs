@@ -9,9 +9,11 @@ use jobpass_tests::{
     http::now,
     ports,
     postgres::{self, Postgres},
+    program,
     server::{Server, Setup},
 };
 use serde_json::json;
+use std::{path::Path, process::Command};
 
 /// The audience of the tokens of the grant `vault`.
 pub(crate) const VAULT_AUDIENCE: &str = "openbao.acme.example";
@@ -36,6 +38,20 @@ pub(crate) fn token(issuer: &Issuer, server: &Server) -> String {
     let token = issuer.mint(&Token::for_audience(server.url.as_str())).expect("the key signs");
     server.keep_quiet(&token);
     token
+}
+
+/// What a step of a job on GitHub finds in its environment, with the installed programs and a home of its own.
+pub(crate) fn as_job(command: &mut Command, github: &Issuer, server: &Server, home: &Path) {
+    let home = home.to_str().expect("UTF-8");
+    command.env_clear().envs([
+        ("PATH", program::path().as_str()),
+        ("HOME", home),
+        ("XDG_RUNTIME_DIR", home),
+        ("JOBPASS_URL", &server.url),
+        ("GITHUB_ACTIONS", "true"),
+        ("ACTIONS_ID_TOKEN_REQUEST_URL", &github.request_url()),
+        ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", github.request_token().expose()),
+    ]);
 }
 
 /// Everything that runs. The server is ended first, after a look at what it left behind.

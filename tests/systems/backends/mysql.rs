@@ -77,6 +77,15 @@ impl System for Shop {
         tries
     }
 
+    fn steps(&self) -> Vec<(&'static [&'static str], String)> {
+        let ca = self.0.ca_file();
+        let mariadb = format!("mariadb --defaults-file=\"$CNF\" --ssl-ca={} -e", ca.display());
+        vec![(
+            &["--file", "CNF=my_cnf"],
+            format!("{mariadb} 'SELECT * FROM deploys'; ! {mariadb} 'DELETE FROM deploys'"),
+        )]
+    }
+
     async fn hold(&self, credential: &Value) -> Option<Program> {
         let [user, password, database] = login(credential);
         let held = Program::start(self.0.client(user, password, database, "SELECT SLEEP(600)"));

@@ -39,6 +39,18 @@ impl System for Images {
         self.0.pull(token(credential), "ci/772002/app").await
     }
 
+    fn steps(&self) -> Vec<(&'static [&'static str], String)> {
+        let token = "--registry-token \"$JOBPASS_OCI_REGISTRY_TOKEN\"";
+        let inspect = format!("skopeo --insecure-policy inspect --tls-verify=false {token}");
+        let (ours, other) = (self.0.host(), "base/debian");
+        vec![(
+            &[],
+            format!(
+                "{inspect} docker://{ours}/ci/772002/app:latest > /dev/null; ! {inspect} docker://{ours}/{other}:latest"
+            ),
+        )]
+    }
+
     async fn overstepped(&self, credential: &Value) -> Vec<(&'static str, Result<(), String>)> {
         vec![
             ("to push elsewhere", self.0.push(token(credential), "ci/772003/app").await),

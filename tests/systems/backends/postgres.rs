@@ -108,6 +108,20 @@ impl System for Role {
         tries
     }
 
+    fn steps(&self) -> Vec<(&'static [&'static str], String)> {
+        let psql = format!("PGSSLROOTCERT={} psql -X -v ON_ERROR_STOP=1 -c", self.0.ca_file().display());
+        let script = format!("{psql} 'INSERT INTO deploys VALUES (1)'; ! {psql} 'SELECT * FROM salaries'");
+        let from_files = |what: &str| format!("test -z \"${{PGPASSWORD-}}\"; test -s \"${what}\"; {script}");
+        vec![
+            (&[], script.clone()),
+            (&["--file", "PGPASSFILE=pgpass"], from_files("PGPASSFILE")),
+            (
+                &["--file", "PGSERVICEFILE=pgservice"],
+                format!("unset PGHOST PGPORT PGDATABASE PGUSER PGSSLMODE; {}", from_files("PGSERVICEFILE")),
+            ),
+        ]
+    }
+
     async fn hold(&self, credential: &Value) -> Option<Program> {
         let held = Program::start(self.client(credential, "reports", LINGER));
         let user = credential["username"].as_str().expect("a text");

@@ -49,6 +49,12 @@ impl System for Cache {
         self.run(credential, &["GET", "public"]).await
     }
 
+    fn steps(&self) -> Vec<(&'static [&'static str], String)> {
+        let at = format!("-h 127.0.0.1 -p {} --tls --cacert {}", self.0.port, self.0.ca_file().display());
+        let redis = format!("redis-cli -e {at} --user \"$JOBPASS_REDIS_USERNAME\"");
+        vec![(&["--env", "REDISCLI_AUTH=password"], format!("{redis} SET ci:772002:deploys 1; ! {redis} GET salaries"))]
+    }
+
     async fn overstepped(&self, credential: &Value) -> Vec<(&'static str, Result<(), String>)> {
         let mut tries = Vec::new();
         for (what, command) in [

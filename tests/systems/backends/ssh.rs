@@ -72,6 +72,11 @@ impl<A: Authority> System for Host<A> {
         ]
     }
 
+    fn steps(&self) -> Vec<(&'static [&'static str], String)> {
+        let ssh = format!("ssh {} 127.0.0.1 echo mine", self.0.options().join(" "));
+        vec![(&[], format!("test \"$({ssh})\" = 'deployed 772002'; ! SSH_AUTH_SOCK= {ssh}"))]
+    }
+
     async fn fetch_list(&self, server: &Server) -> bool {
         let get = async |document: &str| {
             let answer = client().get(format!("{}/ssh/system/{document}", server.url)).send().await;

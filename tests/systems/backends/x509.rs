@@ -73,6 +73,14 @@ impl System for Mesh {
         ]
     }
 
+    fn steps(&self) -> Vec<(&'static [&'static str], String)> {
+        let get = |certificate: &str, key: &str| format!("{} 2>&1 | grep '200 ok'", self.0.request(certificate, key));
+        vec![
+            (&[], get("\"$JOBPASS_CERTIFICATE\"", "\"$JOBPASS_PRIVATE_KEY\"")),
+            (&["--file", "PEM=pem"], get("\"$PEM\"", "\"$PEM\"")),
+        ]
+    }
+
     async fn fetch_list(&self, server: &Server) -> bool {
         let answer = client().get(format!("{}/x509/system/crl.pem", server.url)).send().await;
         let answer = answer.expect("the server answers").error_for_status().expect("it is published");
