@@ -162,8 +162,8 @@ impl SqliteStore {
         let written = Arc::clone(&texts);
         let opened = self.writer.write(move |tx| verbs::open(tx, &opening, &texts)).await?;
         if matches!(opened, Opened::Yes { .. }) {
-            written.claims.written();
-            written.entry.written();
+            self.shared.samples.written(&written.claims);
+            self.shared.samples.written(&written.entry);
         }
         Ok(opened)
     }

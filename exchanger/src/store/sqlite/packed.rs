@@ -20,7 +20,7 @@ const PLAIN: u8 = 0;
 const DIFFERENCE: u8 = 1;
 /// Shorter texts are kept as they are.
 const SHORTEST: usize = 256;
-/// Samples of one kind; a text that looks like none of the kind's last one becomes the next one.
+/// Samples of one kind; a text that looks like none of them becomes the next one once it is written.
 const MOST: usize = 8;
 
 struct Sample {
@@ -34,17 +34,14 @@ struct Sample {
 #[derive(Default)]
 struct Known {
     by_id: HashMap<i64, Arc<Sample>>,
-    /// The sample that new texts of a kind are compared with, and how many the kind has.
-    current: HashMap<String, (Arc<Sample>, usize)>,
+    /// The samples of a kind; new texts are compared with the first one first.
+    of_kind: HashMap<String, Vec<Arc<Sample>>>,
 }
 
 impl Known {
-    fn add(&mut self, sample: Sample) -> Arc<Sample> {
-        let sample = Arc::new(sample);
-        let count = self.current.get(&sample.kind).map_or(0, |(_, count)| *count);
-        self.current.insert(sample.kind.clone(), (Arc::clone(&sample), count + 1));
-        self.by_id.insert(sample.id, Arc::clone(&sample));
-        sample
+    fn add(&mut self, sample: Arc<Sample>) {
+        self.of_kind.entry(sample.kind.clone()).or_default().push(Arc::clone(&sample));
+        self.by_id.insert(sample.id, sample);
     }
 }
 
@@ -57,6 +54,8 @@ pub(super) struct Packed {
     bytes: Vec<u8>,
     /// What it needs to be read again and may not be on disk yet.
     sample: Option<Arc<Sample>>,
+    /// What it is a sample of, because it is like no other.
+    novel: Option<Arc<Sample>>,
 }
 
 impl Samples {
@@ -67,7 +66,7 @@ impl Samples {
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let (id, kind, text) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            known.add(Sample { id, kind, text, durable: true.into() });
+            known.add(Arc::new(Sample { id, kind, text, durable: true.into() }));
         }
         Ok(Arc::new(Self(Mutex::new(known))))
     }
@@ -89,16 +88,52 @@ impl Samples {
         if text.len() < SHORTEST {
             return Packed::plain(text);
         }
-        let known = lock(&self.0).current.get(kind).cloned();
-        if let Some((sample, count)) = known {
-            let packed = Packed::difference(sample, text);
-            if packed.bytes.len() * 2 < text.len() || count >= MOST {
-                return packed;
+        let first = lock(&self.0).of_kind.get(kind).and_then(|samples| samples.first().cloned());
+        if let Some(packed) = first.map(|sample| Packed::difference(sample, text))
+            && packed.pays(text)
+        {
+            return packed;
+        }
+        // Texts of another sort came last, or this one is odd.
+        let samples = lock(&self.0).of_kind.get(kind).cloned().unwrap_or_default();
+        let packed = samples.iter().map(|sample| Packed::difference(Arc::clone(sample), text)).enumerate();
+        match packed.min_by_key(|(_, packed)| packed.bytes.len()) {
+            Some((best, packed)) if packed.pays(text) => {
+                self.prefer(kind, &samples[best]);
+                packed
+            }
+            Some((_, packed)) if samples.len() >= MOST => packed,
+            _ => {
+                let id =
+                    digest(&SHA256, text.as_bytes()).as_ref().first_chunk().map_or(0, |id| i64::from_be_bytes(*id));
+                let novel = Sample { id, kind: kind.to_owned(), text: text.to_owned(), durable: false.into() };
+                Packed { novel: Some(Arc::new(novel)), ..Packed::plain(text) }
             }
         }
-        let id = digest(&SHA256, text.as_bytes()).as_ref().first_chunk().map_or(0, |bytes| i64::from_be_bytes(*bytes));
-        let sample = Sample { id, kind: kind.to_owned(), text: text.to_owned(), durable: false.into() };
-        Packed::difference(lock(&self.0).add(sample), text)
+    }
+
+    fn prefer(&self, kind: &str, sample: &Arc<Sample>) {
+        if let Some(samples) = lock(&self.0).of_kind.get_mut(kind)
+            && let Some(at) = samples.iter().position(|known| known.id == sample.id)
+        {
+            samples[..=at].rotate_right(1);
+        }
+    }
+
+    /// Says that a packed text's transaction is on disk: only such a text becomes a sample.
+    pub(super) fn written(&self, packed: &Packed) {
+        if let Some(sample) = &packed.sample {
+            sample.durable.store(true, Ordering::Relaxed);
+        }
+        if let Some(novel) = &packed.novel {
+            let mut known = lock(&self.0);
+            let samples = known.of_kind.get(&novel.kind).map_or(&[][..], |samples| samples);
+            // Several of the same sort may have been written at once.
+            let alike = |sample: &Arc<Sample>| Packed::difference(Arc::clone(sample), &novel.text).pays(&novel.text);
+            if samples.len() < MOST && !samples.iter().any(alike) {
+                known.add(Arc::clone(novel));
+            }
+        }
     }
 
     fn unpack(&self, bytes: &[u8]) -> Option<String> {
@@ -118,14 +153,19 @@ impl Samples {
 impl Packed {
     /// A text as it is.
     pub(super) fn plain(text: &str) -> Self {
-        Self { bytes: [&[PLAIN], text.as_bytes()].concat(), sample: None }
+        Self { bytes: [&[PLAIN], text.as_bytes()].concat(), sample: None, novel: None }
     }
 
     fn difference(sample: Arc<Sample>, text: &str) -> Self {
         let block = compress_prepend_size_with_dict(text.as_bytes(), sample.text.as_bytes());
         let bytes = [&[DIFFERENCE], &sample.id.to_be_bytes()[..], &block].concat();
         let durable = sample.durable.load(Ordering::Relaxed);
-        Self { bytes, sample: (!durable).then_some(sample) }
+        Self { bytes, sample: (!durable).then_some(sample), novel: None }
+    }
+
+    /// Whether it is much shorter than the text.
+    fn pays(&self, text: &str) -> bool {
+        self.bytes.len() * 2 < text.len()
     }
 
     /// What goes into the column.
@@ -141,13 +181,6 @@ impl Packed {
         }
         Ok(())
     }
-
-    /// Says that the text's transaction is on disk.
-    pub(super) fn written(&self) {
-        if let Some(sample) = &self.sample {
-            sample.durable.store(true, Ordering::Relaxed);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -161,36 +194,66 @@ mod tests {
         format!("{{{},\"run_id\":\"{run}\"}}", body.join(","))
     }
 
+    /// Packs a text, and says that it was written.
+    fn write(samples: &Samples, text: &str) -> Packed {
+        let packed = samples.pack("claims", text);
+        samples.written(&packed);
+        assert_eq!(samples.unpack(packed.bytes()).as_deref(), Some(text));
+        packed
+    }
+
     #[test]
     fn texts_come_back_and_take_less() {
-        let (samples, mut sizes) = (Samples::default(), Vec::new());
-        for text in [claims("app", 1), claims("app", 2), claims("web", 3), "é".repeat(300), String::new(), "{}".into()]
-        {
-            let packed = samples.pack("claims", &text);
-            assert_eq!(samples.unpack(packed.bytes()).as_deref(), Some(&*text));
-            sizes.push(packed.bytes().len());
-        }
+        let samples = Samples::default();
+        let texts =
+            [claims("app", 1), claims("app", 2), claims("web", 3), "é".repeat(300), String::new(), "{}".to_owned()];
+        let sizes = texts.map(|text| write(&samples, &text).bytes().len());
         assert!(sizes[1] < 60 && sizes[2] < 180, "{sizes:?}");
+    }
+
+    #[test]
+    fn odd_texts_spoil_nothing() {
+        let samples = Samples::default();
+        write(&samples, &claims("app", 1));
+        let odd =
+            |n: u32| (0..90).map(|i| format!("{:08x}", (n * 1000 + i).wrapping_mul(2_654_435_761))).collect::<String>();
+        for turn in 0..20 {
+            write(&samples, &odd(turn));
+            let usual = write(&samples, &claims("app", turn));
+            assert!(usual.bytes().len() < 60, "{turn}: {}", usual.bytes().len());
+        }
+        assert_eq!(lock(&samples.0).by_id.len(), MOST);
+        // Nor do texts that were packed and never written, or the same sort written at once.
+        let samples = Samples::default();
+        for turn in 0..20 {
+            samples.pack("claims", &odd(turn));
+        }
+        let at_once = [1, 2, 3].map(|run| samples.pack("claims", &claims("app", run)));
+        at_once.iter().for_each(|packed| samples.written(packed));
+        assert_eq!(lock(&samples.0).by_id.len(), 1);
     }
 
     #[test]
     fn samples_are_on_disk_before_what_needs_them() {
         let conn = Connection::open_in_memory().expect("a database");
         conn.execute_batch("CREATE TABLE samples (id INTEGER UNIQUE, kind TEXT, text TEXT)").expect("a table");
-        let (samples, text) = (Samples::default(), claims("app", 1));
-        let (first, lost) = (samples.pack("claims", &text), samples.pack("claims", &claims("app", 2)));
+        let samples = Samples::default();
+        write(&samples, &claims("app", 1)).write_sample(&conn).expect("room");
+        let text = claims("app", 2);
+        let (second, lost) = (samples.pack("claims", &text), samples.pack("claims", &claims("app", 3)));
         lost.write_sample(&conn).expect("room");
-        first.write_sample(&conn).expect("room");
-        first.written();
+        second.write_sample(&conn).expect("room");
+        samples.written(&second);
         assert!(samples.pack("claims", &text).sample.is_none(), "it is written once");
         let again = Samples::load(&conn).expect("the samples are readable");
-        assert_eq!(again.unpack(first.bytes()).as_deref(), Some(&*text));
+        assert_eq!(again.unpack(second.bytes()).as_deref(), Some(&*text));
     }
 
     #[test]
     fn broken_bytes_are_refused() {
         let samples = Samples::default();
-        let good = samples.pack("claims", &claims("app", 1));
+        write(&samples, &claims("app", 1));
+        let good = write(&samples, &claims("app", 2));
         for bytes in [&[][..], &[7], &[PLAIN, 0xff], &[DIFFERENCE, 1], &good.bytes()[..12], &[DIFFERENCE; 40]] {
             assert_eq!(samples.unpack(bytes), None);
         }
