@@ -133,6 +133,27 @@ async fn what_a_sick_backend_answers() {
     }
 }
 
+/// What one job can make slow costs the others nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_revocations_rest_no_backend() {
+    let (world, sick, _secrets) = start("{ failures: 1, rest: 1h, revoke_deadline: 200ms }").await;
+    let held = world.issue("sick").await;
+    sick.misbehave(vec![Fault { times: ALWAYS, slow_ms: 20_000, acts: 0, ..Fault::on(On::Delete) }]);
+    let start = Instant::now();
+    let told = world.revoke(&held.handle()).await.granted();
+    assert_eq!(told.body["state"], "revoking");
+    assert!(start.elapsed() < Duration::from_secs(1), "by its own deadline, not that of a mint");
+    world.issue("sick").await;
+    assert_eq!(metric(&world, "jobpass_backend_resting").await, 0);
+    assert_eq!(metric(&world, "jobpass_backend_failures_total").await, 0);
+    sick.misbehave(Vec::new());
+    world.advance(HOUR);
+    world.until("nothing is left", async || sick.keys().is_empty()).await;
+    let over = async || world.leases().await.iter().all(|lease| lease.state.name() == "ended");
+    world.until("every lease ended", over).await;
+    world.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backend_that_rests_is_still_revoked_at() {
     let (world, sick, _secrets) = start("{ failures: 1, rest: 1h }").await;

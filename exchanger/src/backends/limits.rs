@@ -36,12 +36,16 @@ pub struct File {
     pub failures: Option<NonZeroU32>,
     /// How long it rests before it is tried again. Default `10s`.
     pub rest: Option<Span>,
+    /// How long one attempt to take a credential back may take. Default `15s`, or the backend's `deadline` if
+    /// that is longer.
+    pub revoke_deadline: Option<Span>,
 }
 
 const CONCURRENCY: usize = 32;
 const WAIT: Duration = Duration::from_secs(2);
 const FAILURES: u32 = 5;
 const REST: Duration = Duration::from_secs(10);
+const REVOKE_DEADLINE: Duration = Duration::from_secs(15);
 /// The longest that a system may ask to be left alone.
 const LONGEST_REST: Duration = Duration::from_secs(300);
 /// Before a mint that certainly made nothing is tried a second time.
@@ -56,6 +60,7 @@ pub struct Limits {
     wait: Duration,
     failures: u32,
     rest: Duration,
+    revoke_deadline: Option<Duration>,
     health: Mutex<Health>,
     counters: Counters,
 }
@@ -120,6 +125,7 @@ impl Limits {
             wait: file.wait.map_or(WAIT, |span| span.0),
             failures: file.failures.map_or(FAILURES, NonZeroU32::get),
             rest: file.rest.map_or(REST, |span| span.0),
+            revoke_deadline: file.revoke_deadline.map(|span| span.0),
             health: Mutex::new(Health::Awake(0)),
             counters: Counters::default(),
         }
@@ -142,8 +148,8 @@ impl Limits {
         admitted.await.inspect_err(|_| count(&self.counters.refused))
     }
 
-    /// Runs a revocation in its turn and in time. A system that answers with an error is not failing for
-    /// others: the error may be about this one credential.
+    /// Runs a revocation in its turn and in time, at a backend whose mints have that `deadline`. One that
+    /// fails or is slow is no sign against the system: its job may have made it so.
     ///
     /// # Errors
     /// The revocation's own, or that there was no answer.
@@ -156,7 +162,8 @@ impl Limits {
             let _place = self.revoking.acquire().await;
             work.await
         };
-        self.judge(timeout(deadline, in_turn).await.ok())
+        let deadline = self.revoke_deadline.unwrap_or_else(|| deadline.max(REVOKE_DEADLINE));
+        self.hear(timeout(deadline, in_turn).await.ok())
     }
 
     /// How long the backend is still left alone, if it is.
@@ -199,12 +206,11 @@ impl Limits {
         }
     }
 
-    /// Notes how a call that changes or ends a credential went; `None`: no answer in time.
-    fn judge<T>(&self, answer: Option<Result<T, RemoteError>>) -> Result<T, RemoteError> {
-        let answer = answer.unwrap_or_else(|| {
-            self.note(&Sign::Failing);
-            Err(RemoteError("no answer before the deadline".to_owned()))
-        });
+    /// What came of a call that changes or ends a credential; `None`: no answer in time. Only a success says
+    /// something of the system.
+    fn hear<T>(&self, answer: Option<Result<T, RemoteError>>) -> Result<T, RemoteError> {
+        let late = || Err(RemoteError("no answer before the deadline".to_owned()));
+        let answer = answer.unwrap_or_else(late);
         if answer.is_ok() {
             self.note(&Sign::Alive);
         }
@@ -287,7 +293,7 @@ impl Slot {
         deadline: Duration,
         work: impl Future<Output = Result<T, RemoteError>>,
     ) -> Result<T, RemoteError> {
-        self.limits.judge(timeout(deadline, work).await.ok())
+        self.limits.hear(timeout(deadline, work).await.ok())
     }
 }
 

@@ -1,6 +1,7 @@
 use super::*;
 use crate::{
     backends::{Describe, MintError, Minted, Order, Plan, RemoteError, Spec, limits},
+    config::Span,
     leases::Outlives,
     store::{
         Entitlement, Opened, PendingLease, SqliteOptions, SqliteStore,
@@ -99,7 +100,8 @@ fn world() -> World {
 
 fn reaper(world: &World, remotes: &[(&str, &Arc<Remote>)]) -> Arc<Reaper> {
     let named = |(name, remote): &(&str, &Arc<Remote>)| {
-        (name_of(name), Backend::Remote(Arc::clone(*remote) as Arc<_>), limits::File::default())
+        let limits = limits::File { revoke_deadline: Some(Span(Duration::from_millis(50))), ..limits::File::default() };
+        (name_of(name), Backend::Remote(Arc::clone(*remote) as Arc<_>), limits)
     };
     let backends: Vec<_> = remotes.iter().map(named).collect();
     Arc::new(Reaper::new(world.store.clone(), Backends::new(backends), Arc::new(world.clock.clone())))
