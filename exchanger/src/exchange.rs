@@ -215,10 +215,14 @@ pub async fn renew(app: &Arc<App>, request: RenewRequest) -> Result<TokenRespons
     let mut slot = story.admit(app, &permit).await?;
 
     if let Some(Backend::Remote(backend)) = app.backends.named(permit.grant().backend()) {
-        let same =
-            *permit.grant().backend() == lease.placement().backend && backend.identity() == lease.placement().identity;
-        if same
+        let Placement { backend: name, identity, object, .. } = lease.placement();
+        let same_place = permit.grant().backend() == name && backend.identity() == identity;
+        // An extension changes no rights: where the grant gives others today, there is a new credential.
+        let made_now = Order { lease: lease.id(), ..order.clone() };
+        let same = || backend.plan(&permit, &made_now).is_ok_and(|plan| plan.object == *object);
+        if same_place
             && backend.extends()
+            && same()
             && let Some(slot) = slot.take()
         {
             let (app, backend) = (Arc::clone(app), Arc::clone(backend));

@@ -1,8 +1,15 @@
 //! Renewal, lost answers, and what a spent handle gives away.
 
+use axum::{Router, body::Bytes, http::Uri};
 use jobpass_exchanger::demo::ledger::{Answer as Told, Fault, On};
-use jobpass_tests::world::{World, session};
-use std::time::Duration;
+use jobpass_tests::{
+    https,
+    world::{Setting, World, grant, session},
+};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renewal_rotates_the_handle_and_decides_again() {
@@ -18,6 +25,56 @@ async fn a_renewal_rotates_the_handle_and_decides_again() {
     std::fs::write(&file, stricter).expect("write");
     world.app().policies.reload();
     world.renew(&second.handle(), &[]).await.refused(400, "invalid_target");
+    world.close().await;
+}
+
+/// The credential of an extension is the one that the job has: it must not keep rights that the grant lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_is_extended_only_while_its_grant_gives_the_same() {
+    // A broker's management API that takes everything and remembers the permissions.
+    let permissions = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&permissions);
+    let api = Router::new().fallback(async move |uri: Uri, body: Bytes| {
+        if uri.path().contains("/permissions/") {
+            seen.lock().expect("not poisoned").push(String::from_utf8_lossy(&body).into_owned());
+        }
+    });
+    let (url, serve) = https::plain().await;
+    tokio::spawn(serve(api));
+    let secrets = tempfile::tempdir().expect("a directory");
+    let password = secrets.path().join("password");
+    std::fs::write(&password, "adminpw").expect("writable");
+    let backends = format!(
+        "  broker:\n    rabbitmq: {{ management_url: \"{url}\", insecure_http: true, user: jobpass, \
+         password: \"file:{}\", advertise: {{ host: broker.example }} }}\n",
+        password.display()
+    );
+    let grants = vec![("queues.yaml".to_owned(), grant("queues", "broker", "{ vhost: /, read: [orders, salaries] }"))];
+    let world = World::of(Setting { grants, backends, ..Setting::default() }).await;
+    let file = world.grants().join("queues.yaml");
+    let change = |from: &str, to: &str| {
+        let text = std::fs::read_to_string(&file).expect("readable");
+        std::fs::write(&file, text.replace(from, to)).expect("writable");
+        world.app().policies.reload();
+    };
+
+    let mut last = world.issue("queues").await;
+    for (what, from, to, extended) in [
+        ("nothing", "", "", true),
+        ("how long it lives", "ttl: 15m", "ttl: 10m", true),
+        ("its rights", "orders, salaries", "orders", false),
+        ("nothing since", "", "", true),
+    ] {
+        change(from, to);
+        world.advance(Duration::from_secs(60));
+        let renewed = world.renew(&last.handle(), &[]).await.granted();
+        assert_eq!(renewed.text_at("/lease_id") == last.text_at("/lease_id"), extended, "{what}: {}", renewed.text);
+        assert_eq!(renewed.body["credential"]["type"] == "unchanged", extended, "{what}");
+        last = renewed;
+    }
+    let permissions = permissions.lock().expect("not poisoned").clone();
+    let told: Vec<bool> = permissions.iter().map(|body| body.contains("salaries")).collect();
+    assert_eq!(told, [true, false], "{permissions:?}");
     world.close().await;
 }
 

@@ -155,7 +155,8 @@ pub struct Order {
 
 /// What a remote backend will do, worked out before anything is written or sent.
 pub struct Plan {
-    /// What revocation will need besides the lease's remote name; stored in the lease. Never a secret.
+    /// What revocation will need besides the lease's remote name, and what tells whether an extension would
+    /// still be what the grant says; stored in the lease. Never a secret.
     pub object: serde_json::Value,
     /// The rendered spec, handed back to [`RemoteBackend::mint`].
     pub rendered: Spec,
@@ -237,7 +238,8 @@ pub trait RemoteBackend: Describe {
     /// How long after `mint_by` a late creation may still be on its way inside the system.
     fn settle(&self) -> Duration;
 
-    /// Whether [`RemoteBackend::extend`] can give the same credential a later expiry.
+    /// Whether [`RemoteBackend::extend`] can give the same credential a later expiry. It is asked only where
+    /// [`RemoteBackend::plan`] comes to the same [`Plan::object`] as when the credential was made.
     fn extends(&self) -> bool {
         false
     }

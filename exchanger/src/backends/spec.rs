@@ -2,11 +2,12 @@
 //! backends make of the two.
 
 use super::{MintError, Order, Spec};
-use crate::clock::Timestamp;
+use crate::{clock::Timestamp, exchange::hex};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jobpass_policy::{CredentialSource, Diagnostic, FieldRules, GrantContext, Permit, Template};
 use jobpass_protocol::Secret;
 use serde::de::{Deserialize as _, Deserializer, Error as _};
+use sha2::{Digest as _, Sha256};
 use std::{
     any::Any,
     fmt::{self, Write as _},
@@ -155,6 +156,12 @@ pub(super) fn stamp(permit: &Permit, order: &Order, max: usize) -> String {
         }
     }
     text
+}
+
+/// What a credential is given, in short. Backends that extend put it into their [`super::Plan::object`]: a
+/// lease is extended only while its grant comes to the same.
+pub(super) fn digest(rights: &serde_json::Value) -> String {
+    hex(&Sha256::digest(rights.to_string())[..16])
 }
 
 /// Random bytes.

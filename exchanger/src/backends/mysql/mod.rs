@@ -427,7 +427,9 @@ impl RemoteBackend for Mysql {
             comment: spec::stamp(permit, order, MAX_COMMENT),
         };
         let worst_expiry = order.expires_at.max(order.at + self.deadline + self.settle);
-        let object = json!({ "user": user_name(order.lease), "host": self.job_hosts });
+        let rights: Vec<String> = rendered.privileges.iter().map(|privileges| privileges.grant(&"")).collect();
+        let rights = spec::digest(&json!([rendered.database, rights, rendered.connection_limit]));
+        let object = json!({ "user": user_name(order.lease), "host": self.job_hosts, "rights": rights });
         Ok(Plan { object, rendered: Arc::new(rendered), worst_expiry })
     }
 

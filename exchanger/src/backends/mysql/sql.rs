@@ -64,7 +64,7 @@ pub(super) struct Privileges {
 
 impl Privileges {
     /// The statement that grants them.
-    pub(super) fn grant(&self, account: &Account) -> String {
+    pub(super) fn grant(&self, account: &dyn fmt::Display) -> String {
         let names = self.names.join(", ");
         match &self.table {
             Some(table) => format!("GRANT {names} ON {}.{table} TO {account}", self.database),

@@ -610,7 +610,10 @@ impl RemoteBackend for Postgres {
             comment: spec::stamp(permit, order, MAX_COMMENT),
         };
         let worst_expiry = order.expires_at.max(order.at + self.deadline + self.settle);
-        let object = json!({ "role": name });
+        let (roles, statements): (Vec<_>, _) =
+            (rendered.roles.iter().map(Identifier::as_str).collect(), &rendered.rights);
+        let rights = spec::digest(&json!([roles, statements, rendered.database, rendered.connection_limit]));
+        let object = json!({ "role": name, "rights": rights });
         Ok(Plan { object, rendered: Arc::new(rendered), worst_expiry })
     }
 

@@ -327,7 +327,9 @@ impl RemoteBackend for Rabbitmq {
             connection_limit: compiled.connection_limit,
         };
         let worst_expiry = order.expires_at.max(order.at + self.deadline + self.settle);
-        let object = json!({ "user": order.lease.remote_name() });
+        let rights =
+            spec::digest(&json!([rendered.vhost, rendered.permissions, rendered.tags, rendered.connection_limit]));
+        let object = json!({ "user": order.lease.remote_name(), "rights": rights });
         Ok(Plan { object, rendered: Arc::new(rendered), worst_expiry })
     }
 

@@ -304,7 +304,7 @@ impl RemoteBackend for Redis {
         let unrestrained = if categories.is_empty() { Vec::new() } else { unrestrained };
         rules.extend([categories, unrestrained, single, taken].into_iter().flatten());
         let worst_expiry = order.expires_at.max(order.at + self.deadline + self.settle);
-        let object = json!({ "user": order.lease.remote_name() });
+        let object = json!({ "user": order.lease.remote_name(), "rights": spec::digest(&json!(rules)) });
         Ok(Plan { object, rendered: Arc::new(Rendered(rules)), worst_expiry })
     }
 
