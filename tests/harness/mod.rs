@@ -5,6 +5,7 @@
 
 pub mod act;
 pub mod authorization_server;
+pub mod aws;
 pub mod entra;
 pub mod form;
 pub mod github_api;

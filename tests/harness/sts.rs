@@ -84,22 +84,27 @@ impl Drop for Sts {
 }
 
 /// STS's error code and a message.
-type Refusal = (&'static str, String);
+pub(crate) type Refusal = (&'static str, String);
 
 async fn handle(State(front): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
-    match check(&headers, &body).await {
+    match check(&headers, &body, now()).await {
         Ok(accepted) => {
             front.accepted.lock().expect("no test dies in here").push(accepted);
             forward(&front.moto, headers, body).await
         }
         Err((code, message)) => {
             front.refused.lock().expect("no test dies in here").push(format!("{code}: {message}"));
-            let xml = format!(
-                r#"<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type><Code>{code}</Code><Message>{message}</Message></Error><RequestId>0</RequestId></ErrorResponse>"#
-            );
-            (StatusCode::BAD_REQUEST, [("content-type", "text/xml")], xml).into_response()
+            error(StatusCode::BAD_REQUEST, code, &message)
         }
     }
+}
+
+/// An error of AWS's query protocol.
+pub(crate) fn error(status: StatusCode, code: &str, message: &str) -> Response {
+    let xml = format!(
+        r#"<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type><Code>{code}</Code><Message>{message}</Message></Error><RequestId>0</RequestId></ErrorResponse>"#
+    );
+    (status, [("content-type", "text/xml")], xml).into_response()
 }
 
 async fn forward(moto: &str, mut headers: HeaderMap, body: Bytes) -> Response {
@@ -110,7 +115,8 @@ async fn forward(moto: &str, mut headers: HeaderMap, body: Bytes) -> Response {
     (status, [("content-type", "text/xml")], answer.bytes().await.expect("moto answers")).into_response()
 }
 
-async fn check(headers: &HeaderMap, body: &[u8]) -> Result<Accepted, Refusal> {
+/// What a request says, where STS would take it.
+pub(crate) async fn check(headers: &HeaderMap, body: &[u8], now: i64) -> Result<Accepted, Refusal> {
     let mut parameters = BTreeMap::new();
     for (name, value) in url::form_urlencoded::parse(body) {
         if parameters.insert(name.clone().into_owned(), value.into_owned()).is_some() {
@@ -141,7 +147,7 @@ async fn check(headers: &HeaderMap, body: &[u8]) -> Result<Accepted, Refusal> {
             if access_key.is_some() {
                 return invalid("a keyless request must not be signed".to_owned());
             }
-            check_token(&rest.remove("WebIdentityToken").unwrap_or_default()).await?
+            check_token(&rest.remove("WebIdentityToken").unwrap_or_default(), now).await?
         }
         _ => return Err(("InvalidAction", format!("{action} is not an action"))),
     };
@@ -215,7 +221,7 @@ fn check_word(
 }
 
 /// Reads a web identity token as IAM does: `aud` is the one audience that was registered.
-async fn check_token(token: &str) -> Result<Map<String, Value>, Refusal> {
+async fn check_token(token: &str, now: i64) -> Result<Map<String, Value>, Refusal> {
     let trust = Trust {
         issuer: None,
         keys_of: None,
@@ -223,7 +229,7 @@ async fn check_token(token: &str) -> Result<Map<String, Value>, Refusal> {
         // IAM takes no EdDSA and no PSS.
         algorithms: &[Algorithm::RS256, Algorithm::RS384, Algorithm::RS512, Algorithm::ES256, Algorithm::ES384],
         longest: i64::MAX,
-        now: now(),
+        now,
     };
     verify(token, &trust).await.map_err(|why| ("InvalidIdentityToken", why))
 }

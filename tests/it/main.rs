@@ -1,5 +1,6 @@
 //! Tests that need no other program: `cargo test`.
 
+mod aws;
 mod azure;
 mod bad_input;
 mod connections;

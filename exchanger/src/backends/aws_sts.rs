@@ -1,9 +1,12 @@
 //! `aws_sts`: AWS sessions, by `AssumeRoleWithWebIdentity` with a token that we sign (keyless), or by
 //! `AssumeRole` with the server's own AWS identity.
 //!
-//! AWS cannot take a session back, so its leases outlive their jobs and say so. Limits are those of
+//! AWS cannot take a session back, so its leases outlive their jobs and say so; where the config wants it, the
+//! session is denied everything until it ends. Limits are those of
 //! the STS API reference (`AssumeRole`, `AssumeRoleWithWebIdentity`) and of the IAM user guide, "IAM
 //! and STS quotas"; they are checked when a grant is loaded, where AWS would refuse every job.
+
+mod denial;
 
 use super::{
     Describe, MintError, Minted, Order, Plan, RemoteBackend, RemoteError, Revoked, Spec, presented,
@@ -12,8 +15,8 @@ use super::{
     spec::{self, SpecReader},
 };
 use crate::{
-    clock::Timestamp,
-    leases::{Lease, Revocability},
+    clock::{Clock, Timestamp},
+    leases::{Ending, Lease, Revocability, State},
     signing::Algorithm,
     store::PendingLease,
 };
@@ -23,6 +26,7 @@ use aws_sdk_sts::{
     error::{ProvideErrorMetadata, SdkError},
     types::{Credentials, PolicyDescriptorType, Tag},
 };
+use denial::{Denial, DenialFile, Session};
 use futures_util::future::BoxFuture;
 use jobpass_policy::{CredentialSource, Diagnostic, FieldRules, GrantContext, Permit, Template};
 use jobpass_protocol::{Credential, GrantName, Secret};
@@ -79,6 +83,9 @@ pub struct File {
     pub algorithm: Option<Algorithm>,
     /// Another endpoint, such as a VPC endpoint's.
     pub endpoint_url: Option<String>,
+    /// Denies a session everything when its lease ends before it, by an inline policy on its role. Default: it is
+    /// left to end by itself.
+    pub early_revocation: Option<DenialFile>,
 }
 
 /// A grant's `credential:`.
@@ -125,6 +132,8 @@ pub struct AwsSts {
     /// For `web_identity`.
     presenter: Option<Presenter>,
     endpoint_url: Option<String>,
+    denial: Option<Denial>,
+    clock: Arc<dyn Clock>,
     identity: String,
     client: OnceCell<Client>,
 }
@@ -171,6 +180,7 @@ impl AwsSts {
         if let Some(account) = file.accounts.iter().find(|account| !is_account(account)) {
             return Err(format!("accounts: `{account}` is not an account id of 12 digits"));
         }
+        let denial = file.early_revocation.map(|file| Denial::build(file, context));
         Ok(Self {
             identity: file.endpoint_url.clone().unwrap_or_else(|| format!("sts.{}", file.region)),
             presenter: presenter.transpose()?,
@@ -178,6 +188,8 @@ impl AwsSts {
             region: file.region,
             accounts: file.accounts,
             endpoint_url: file.endpoint_url,
+            denial: denial.transpose().map_err(|why| format!("early_revocation.{why}"))?,
+            clock: Arc::clone(&context.clock),
             client: OnceCell::new(),
         })
     }
@@ -369,7 +381,7 @@ impl Describe for AwsSts {
 
 impl RemoteBackend for AwsSts {
     fn revocability(&self) -> Revocability {
-        Revocability::None
+        if self.denial.is_some() { Revocability::ByName } else { Revocability::None }
     }
 
     fn deadline(&self) -> Duration {
@@ -405,11 +417,13 @@ impl RemoteBackend for AwsSts {
             policy_arns: spec.policy_arns.clone(),
             seconds,
         };
+        // STS counts from when it acts, which is before the deadline.
+        let worst_expiry = order.expires_at + DEADLINE;
+        let session = Session { role_arn: rendered.role_arn.clone(), until: worst_expiry.secs() + 1 };
         Ok(Plan {
-            object: serde_json::json!({ "role_arn": rendered.role_arn }),
+            object: serde_json::to_value(session).unwrap_or_default(),
             rendered: Arc::new(rendered),
-            // STS counts from when it acts, which is before the deadline.
-            worst_expiry: order.expires_at + DEADLINE,
+            worst_expiry,
         })
     }
 
@@ -440,8 +454,24 @@ impl RemoteBackend for AwsSts {
         })
     }
 
-    fn revoke<'a>(&'a self, _: &'a Lease) -> BoxFuture<'a, Result<Revoked, RemoteError>> {
-        Box::pin(async { Err(RemoteError("AWS cannot take a session back".to_owned())) })
+    fn revoke<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<Revoked, RemoteError>> {
+        Box::pin(async move {
+            let denial = self.denial.as_ref();
+            let denial = denial.ok_or_else(|| RemoteError("AWS cannot take a session back".to_owned()))?;
+            if let State::Revoking { because: Ending::Expired, .. } = lease.state() {
+                return Ok(Revoked::Gone); // STS said when it ends, and that is over
+            }
+            let session = Session::of(lease);
+            let session =
+                session.ok_or_else(|| RemoteError("the lease does not say which session it is".to_owned()))?;
+            if self.clock.now() < session.until() {
+                denial.put(lease, &session).await.map_err(RemoteError)?;
+                Ok(Revoked::Barred(session.until()))
+            } else {
+                denial.remove(lease, &session).await.map_err(RemoteError)?;
+                Ok(Revoked::Gone)
+            }
+        })
     }
 }
 

@@ -5,6 +5,7 @@
 //! is asked only with a [`PendingLease`], which only the store can make, and only after its
 //! transaction is durable.
 
+mod aws_identity;
 pub mod aws_sts;
 pub mod azure;
 pub mod fixed;
@@ -210,6 +211,8 @@ pub enum Revoked {
     Gone,
     /// It is not there now. Where nobody knows whether its creation came to anything, it may still come.
     NotFound,
+    /// It works no more, and what keeps it from working can go at that time.
+    Barred(Timestamp),
 }
 
 /// Why a revocation or an extension failed; it is tried again.

@@ -281,6 +281,9 @@ impl Reaper {
                 certain_at,
                 because,
             },
+            (Ok(Revoked::Barred(until)), _) => {
+                State::Revoking { attempts: attempts.saturating_add(1), next_at: until, certain_at: None, because }
+            }
             (Ok(Revoked::Gone | Revoked::NotFound), _) => {
                 self.counters.revoked.fetch_add(1, Ordering::Relaxed);
                 State::Ended { how: because, at: now }

@@ -4,29 +4,20 @@ use super::{AwsFile, SourceFile, VaultFile};
 use crate::{
     backends::{
         MintError, Order,
+        aws_identity::AwsIdentity,
         registry::BuildContext,
         upstream::{self, Upstream},
         vault::Vault,
     },
-    clock::{Clock, Timestamp},
+    clock::Timestamp,
     config::{Env, SecretRef},
     outbound::OutboundOptions,
-};
-use aws_sdk_sts::config::{BehaviorVersion, ProvideCredentials as _, Region, SharedCredentialsProvider};
-use aws_sigv4::{
-    http_request::{SignableBody, SignableRequest, SigningSettings, sign},
-    sign::v4::SigningParams,
 };
 use http::Request;
 use jobpass_protocol::{GrantName, Secret};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, UNIX_EPOCH},
-};
-use tokio::sync::OnceCell;
+use std::{fmt, time::Duration};
 use url::Url;
 
 /// A secret as its source has it now.
@@ -83,8 +74,7 @@ pub(super) struct SecretsManager {
     secret_id: String,
     url: Url,
     upstream: Upstream,
-    clock: Arc<dyn Clock>,
-    identity: OnceCell<Option<SharedCredentialsProvider>>,
+    identity: AwsIdentity,
 }
 
 pub(super) struct Kv {
@@ -173,12 +163,11 @@ impl SecretsManager {
             ..OutboundOptions::default()
         };
         Ok(Self {
+            identity: AwsIdentity::new("secretsmanager", &file.region, context),
             region: file.region,
             secret_id: file.secret_id,
             url: url.map_err(|error| format!("endpoint_url: {error}"))?,
             upstream: Upstream::new("AWS Secrets Manager", options, context),
-            clock: Arc::clone(&context.clock),
-            identity: OnceCell::new(),
         })
     }
 
@@ -188,7 +177,7 @@ impl SecretsManager {
             .header("x-amz-target", "secretsmanager.GetSecretValue")
             .body(json!({ "SecretId": self.secret_id }).to_string().into_bytes())
             .map_err(|error| MintError::Refused(error.to_string()))?;
-        self.sign(&mut request).await?;
+        self.identity.sign(&mut request).await?;
         let answer = self.upstream.send(request).await.map_err(|error| upstream::unanswered(&error))?;
         self.upstream.made(&answer)?;
         let unusable = |why: &str| MintError::Refused(format!("AWS Secrets Manager: {why}"));
@@ -198,34 +187,6 @@ impl SecretsManager {
         #[expect(clippy::cast_possible_truncation, reason = "seconds since the epoch; the fraction does not matter")]
         let made_at = Timestamp::from_secs(read.created_date as i64);
         Ok(Held { value: Material::Text(text), made_at: Some(made_at) })
-    }
-
-    /// Signs a request (AWS Signature Version 4) with the server's own identity, found where AWS's tools find theirs.
-    async fn sign(&self, request: &mut Request<Vec<u8>>) -> Result<(), MintError> {
-        let failed = |what: &str, why: &dyn fmt::Display| MintError::Unavailable(format!("{what}: {why}"));
-        let provider = self.identity.get_or_init(|| async {
-            let loader = aws_config::defaults(BehaviorVersion::latest()).region(Region::new(self.region.clone()));
-            loader.load().await.credentials_provider()
-        });
-        let provider = provider.await.as_ref().ok_or_else(|| failed("AWS", &"the server has no identity there"))?;
-        let identity = provider.provide_credentials().await.map_err(|error| failed("AWS", &error))?.into();
-        let millis = u64::try_from(self.clock.now().millis()).unwrap_or(0);
-        let parameters = SigningParams::builder()
-            .identity(&identity)
-            .region(&self.region)
-            .name("secretsmanager")
-            .time(UNIX_EPOCH + Duration::from_millis(millis))
-            .settings(SigningSettings::default())
-            .build()
-            .map_err(|error| failed("signing", &error))?
-            .into();
-        let headers = request.headers().iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
-        let body = SignableBody::Bytes(request.body());
-        let signable = SignableRequest::new(request.method().as_str(), self.url.as_str(), headers, body);
-        let signed = signable.and_then(|signable| sign(signable, &parameters));
-        let (instructions, _) = signed.map_err(|error| failed("signing", &error))?.into_parts();
-        instructions.apply_to_request_http1x(request);
-        Ok(())
     }
 }
 
