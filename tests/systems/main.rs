@@ -9,6 +9,7 @@ mod full_disk;
 mod github;
 mod github_app;
 mod gitlab;
+mod mysql;
 mod openbao;
 mod postgres;
 mod vault;
