@@ -19,3 +19,4 @@ mod policies;
 mod renewal;
 mod sealing;
 mod structure;
+mod vault;

@@ -51,7 +51,8 @@ pub struct File {
     pub roles: Vec<String>,
     /// What the presented token is signed with. Default: the first of the server's keys.
     pub algorithm: Option<Algorithm>,
-    /// No role gives a token for longer. Default `768h`, the longest that these servers give unless told otherwise.
+    /// No token of a role lives longer, renewals included. Default `768h`, the longest that these servers give
+    /// unless told otherwise.
     pub token_lifetime: Option<Span>,
     /// How long a mint may take. Default `10s`.
     pub deadline: Option<Span>,
@@ -141,6 +142,7 @@ struct Auth {
     token_type: String,
     policies: Vec<String>,
     lease_duration: u64,
+    renewable: bool,
 }
 
 #[derive(Deserialize)]
@@ -157,8 +159,10 @@ struct Read {
 #[derive(Serialize, Deserialize)]
 struct Kept {
     token: String,
-    /// When the token is gone by itself, in epoch seconds.
+    /// When the token is gone by itself unless somebody renews it, in epoch seconds.
     expires: i64,
+    /// Whether whoever has it may renew it.
+    renewable: bool,
     /// The dynamic secret's lease.
     lease_id: Option<String>,
 }
@@ -366,7 +370,8 @@ impl RemoteBackend for Vault {
             let auth = self.login(order, rendered).await?;
             // It was made before now, so it ends before then.
             let ends = self.clock.now() + Duration::from_secs(auth.lease_duration);
-            let mut kept = Kept { token: auth.client_token.expose().to_owned(), expires: ends.secs(), lease_id: None };
+            let token = auth.client_token.expose().to_owned();
+            let mut kept = Kept { token, expires: ends.secs(), renewable: auth.renewable, lease_id: None };
             self.keep(pending, &kept)?;
             let expires_at = ends.min(order.expires_at);
             let Some(path) = &rendered.read else {
@@ -398,15 +403,19 @@ impl RemoteBackend for Vault {
             let text = self.sealing.open(lease).map_err(|error| failed(&error))?;
             let kept: Kept =
                 serde_json::from_str(text.expose()).map_err(|_| failed(&"the lease does not say what to revoke"))?;
-            if Timestamp::from_secs(kept.expires) + SETTLE < self.clock.now() {
+            let now = self.clock.now();
+            // The job may have renewed a token for as long as we could not ask.
+            if !kept.renewable && Timestamp::from_secs(kept.expires) + SETTLE < now {
                 return Ok(Revoked::NotFound);
             }
+            let outlived = lease.opened_at() + self.deadline + SETTLE + self.longest < now;
+            let is_gone = |answer: &Fetched| is_invalid(answer, outlived);
             let token = Secret::new(kept.token);
             if let Some(id) = &kept.lease_id {
                 let body = json!({ "lease_id": id, "sync": true });
                 let answer = self.send(Method::PUT, "sys/leases/revoke", Some(&token), Some(body)).await;
                 let answer = answer.map_err(|error| failed(&error))?;
-                if is_invalid(&answer) {
+                if is_gone(&answer) {
                     return Ok(Revoked::NotFound);
                 }
                 // A lease that is not there any more is a bad request to some versions.
@@ -421,7 +430,7 @@ impl RemoteBackend for Vault {
             let answer = answer.map_err(|error| failed(&error))?;
             if answer.status.is_success() {
                 Ok(Revoked::Gone)
-            } else if is_invalid(&answer) {
+            } else if is_gone(&answer) {
                 Ok(Revoked::NotFound)
             } else {
                 Err(RemoteError(format!("the token is not revoked: {} {}", answer.status.as_u16(), errors(&answer))))
@@ -430,9 +439,10 @@ impl RemoteBackend for Vault {
     }
 }
 
-/// Whether the token is not valid any more. A policy that forbids looks like that but for the words.
-fn is_invalid(answer: &Fetched) -> bool {
-    answer.status == StatusCode::FORBIDDEN && errors(answer).contains("invalid token")
+/// Whether the token is not valid any more. A policy that forbids looks like that but for the words, which older
+/// servers do not say: there it is certain once no token can be alive.
+fn is_invalid(answer: &Fetched, outlived: bool) -> bool {
+    answer.status == StatusCode::FORBIDDEN && (outlived || errors(answer).contains("invalid token"))
 }
 
 #[cfg(test)]
