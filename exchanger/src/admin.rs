@@ -3,7 +3,10 @@
 use crate::http::admin::{
     AdminError, FreezeRequest, FreezeView, LeaseView, ReloadView, ResealView, RotateRequest, SOCKET, Selection,
 };
-use crate::signing::{Published, Rotation};
+use crate::{
+    leases::{Outlives, State},
+    signing::{Published, Rotation},
+};
 use anyhow::{Context as _, anyhow};
 use jobpass_protocol::DecisionId;
 use serde::{Serialize, de::DeserializeOwned};
@@ -119,18 +122,31 @@ impl Admin {
 #[must_use]
 pub fn lease_table(leases: &[LeaseView]) -> String {
     let mut out = String::new();
-    let _ = writeln!(out, "{:36}  {:10} {:20} {:14} {:14} opened", "lease", "state", "grant", "issuer", "backend");
+    let mut row = |cells: [&str; 7]| {
+        let [lease, state, grant, issuer, backend, opened, more] = cells;
+        let row = format!("{lease:36}  {state:10} {grant:20} {issuer:14} {backend:14} {opened:24} {more}");
+        let _ = writeln!(out, "{}", row.trim_end());
+    };
+    row(["lease", "state", "grant", "issuer", "backend", "opened", ""]);
     for lease in leases {
-        let _ = writeln!(
-            out,
-            "{:36}  {:10} {:20} {:14} {:14} {}",
-            lease.id.to_string(),
-            lease.state.name(),
-            lease.grant,
-            lease.issuer,
-            lease.backend,
-            lease.opened_at
-        );
+        let (id, opened) = (lease.id.to_string(), lease.opened_at.to_string());
+        let more = detail(&lease.state);
+        row([&id, lease.state.name(), &lease.grant, &lease.issuer, &lease.backend, &opened, &more]);
     }
     out
+}
+
+/// What a state's name leaves open.
+fn detail(state: &State) -> String {
+    match state {
+        State::Pending { .. } => String::new(),
+        State::Active { expires_at } => format!("until {expires_at}"),
+        State::Revoking { attempts: 0, .. } => String::new(),
+        State::Revoking { attempts, next_at, .. } => format!("tried {attempts} times, again at {next_at}"),
+        State::Outliving { until, why: Outlives::Irrevocable, .. } => format!("until {until}: it cannot be taken back"),
+        State::Outliving { until, why: Outlives::OutcomeUnknown, .. } => {
+            format!("until {until}: nobody knows whether it came to be")
+        }
+        State::Ended { how, .. } => how.name().to_owned(),
+    }
 }

@@ -6,13 +6,22 @@ use crate::{
 };
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use std::{fs, net::TcpStream, path::PathBuf};
+use std::{
+    fs,
+    net::TcpStream,
+    path::{Path, PathBuf},
+};
 use tempfile::TempDir;
 
 /// The `iss` of the tokens that it takes.
 pub const ISSUER: &str = "https://jobpass.acme.example";
 /// Their `aud`.
 pub const SERVICE: &str = "registry.acme.example";
+
+/// The user of one that knows passwords.
+pub const USER: &str = "ci";
+/// That user's.
+pub const PASSWORD: &str = "registry-password-of-old";
 
 /// A running, empty registry; ended and removed on drop.
 pub struct Registry {
@@ -24,6 +33,28 @@ pub struct Registry {
 impl Registry {
     /// Makes the signer and an image for the job to push, and starts it: about two seconds.
     pub async fn start() -> Self {
+        Self::with(|directory| {
+            let bundle = directory.join("signer.pem");
+            json!({ "token": {
+                "realm": "http://127.0.0.1:9/", "service": SERVICE, "issuer": ISSUER, "rootcertbundle": bundle,
+            } })
+        })
+        .await
+    }
+
+    /// The same, and it takes no tokens, but the user [`USER`] with [`PASSWORD`].
+    pub async fn with_password() -> Self {
+        Self::with(|directory| {
+            // bcrypt, cost 5.
+            let hash = "$2y$05$abcdefghijklmnopqrstuuX9zXcQ62P4fH57XASnSI7sqUQETXkXC";
+            let users = directory.join("htpasswd");
+            fs::write(&users, format!("{USER}:{hash}\n")).expect("the directory is ours");
+            json!({ "htpasswd": { "realm": "registry", "path": users } })
+        })
+        .await
+    }
+
+    async fn with(auth: impl FnOnce(&Path) -> Value) -> Self {
         let directory =
             tempfile::Builder::new().prefix("registry").tempdir().expect("the temporary directory is there");
         let path = |name: &str| directory.path().join(name);
@@ -38,9 +69,7 @@ impl Registry {
         let config = json!({
             "version": 0.1, "log": { "level": "info" }, "http": { "addr": format!("127.0.0.1:{port}") },
             "storage": { "filesystem": { "rootdirectory": path("data") }, "delete": { "enabled": true } },
-            "auth": { "token": {
-                "realm": "http://127.0.0.1:9/", "service": SERVICE, "issuer": ISSUER, "rootcertbundle": path("signer.pem"),
-            } },
+            "auth": auth(directory.path()),
         });
         fs::write(path("config.yml"), config.to_string()).expect("the directory is ours");
         let mut registry = program::system("docker-registry");
@@ -56,7 +85,7 @@ impl Registry {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// One of its files: `signer.key`, `signer.pem`.
+    /// One of its files: `signer.key`, `signer.pem`, `image` (an OCI layout).
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
@@ -97,7 +126,7 @@ impl Registry {
 }
 
 /// An image of one empty layer, as an OCI layout (image-spec, "Image Layout").
-fn image(layout: &std::path::Path) {
+fn image(layout: &Path) {
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs).expect("the directory is ours");
     let blob = |media_type: &str, bytes: &[u8]| -> Value {

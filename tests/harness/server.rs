@@ -212,6 +212,20 @@ impl Server {
         serde_json::from_slice(&output.stdout).expect("the admin's command prints JSON")
     }
 
+    /// Takes everything back, as an admin.
+    pub async fn revoke_all(&self) {
+        let mut command = Command::new(program::built("jobpass-exchanger"));
+        command.args(["leases", "revoke", "--all", "--state-dir"]).arg(self.state());
+        Program::run(command).await.expect_success();
+    }
+
+    /// All leases as an admin reads them.
+    pub async fn lease_table(&self) -> String {
+        let mut command = Command::new(program::built("jobpass-exchanger"));
+        command.args(["leases", "list", "--ended", "--limit", "1000", "--state-dir"]).arg(self.state());
+        Program::run(command).await.expect_success()
+    }
+
     /// The state of each lease, and how it ended: `ended: revoked`.
     #[must_use]
     pub fn lease_states(&self) -> Vec<String> {

@@ -22,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+const SEALING: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 const KILLS: usize = 100;
 const WORKERS: u64 = 6;
 /// The grants' `max_lifetime` (20 s), what may still be on its way, and some time to take it back.
@@ -162,4 +163,71 @@ async fn a_creation_that_lands_after_the_reaper_looked_is_found() {
     let acts: Vec<Act> = ledger.log().iter().map(|line| line.act).collect();
     assert_eq!(acts, [Act::Created, Act::Deleted], "it landed late, and was found");
     assert_eq!(server.lease_states(), ["ended: abandoned"]);
+}
+
+const RUNS: usize = 3;
+const MINTS: usize = 100;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_lost_answer_could_take_back_is_told_until_it_is_gone() {
+    let github = issuer(Ci::GitHub).await;
+    let ledger = Ledger::start(ports::ANY, now).await.expect("the ledger starts");
+    let setup = Setup::new().issuer("github", github.url(), &["1001"]).unlimited().sealing(SEALING);
+    let mut keys = ledger_backend(&ledger, &setup.secret("ledger-token", ledger.admin_token().expose()));
+    // The API takes back by what its answer said, and by nothing else.
+    keys["http"]["create"]["id"] = json!("/name");
+    keys["http"]["delete"]["path"] = json!("/keys/{{ answer.id }}");
+    keys["http"]["deadline"] = json!("10s");
+    keys["http"]["create"]["lifetime"] = json!("20s");
+    keys["limits"] = json!({ "concurrency": MINTS });
+    let mut server = setup.backend("ledger", keys).grant("crash-ledger.yaml").start().await;
+    for run in 1..=RUNS {
+        // Made at once, and answered when nobody listens any more.
+        ledger.misbehave(vec![Fault { slow_ms: 60_000, times: u32::MAX, ..Fault::on(On::Create) }]);
+        let asks = (0..MINTS).map(|_| {
+            let token = github.mint(&Token::for_audience(server.url.as_str())).expect("the key signs");
+            let form = [
+                ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange".to_owned()),
+                ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt".to_owned()),
+                ("subject_token", token),
+                ("audience", "crash-ledger".to_owned()),
+            ];
+            client().post(format!("{}/token", server.url)).form(&form).send()
+        });
+        let asks = tokio::spawn(futures_util::future::join_all(asks));
+        let deadline = tokio::time::Instant::now() + SETTLED;
+        while ledger.keys().len() < MINTS * run {
+            assert!(tokio::time::Instant::now() < deadline, "only {} keys are made", ledger.keys().len());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        server.restart().await;
+        assert!(asks.await.expect("they end").iter().all(Result::is_err), "nobody was answered");
+    }
+    // Once they can no longer be on their way, all of them are told of: nobody has them, and nothing takes them back.
+    let unknown = |lease: &Value| lease["state"]["why"] == "outcome_unknown" || lease["state"]["how"] == "abandoned";
+    let deadline = tokio::time::Instant::now() + SETTLED;
+    let mut told = 0;
+    loop {
+        let table = server.lease_table().await;
+        told = told.max(table.matches("nobody knows whether it came to be").count());
+        let leases = server.leases();
+        assert_eq!(leases.len(), RUNS * MINTS);
+        if leases.iter().all(|lease| lease["state"]["how"] == "abandoned") {
+            break;
+        }
+        let pending = |lease: &Value| lease["state"]["state"] == "pending";
+        assert!(leases.iter().all(|lease| unknown(lease) || pending(lease)), "{table}");
+        assert!(tokio::time::Instant::now() < deadline, "{table}");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert!(told >= MINTS, "{told}");
+    // None ended before its key did.
+    let keys = ledger.keys();
+    assert_eq!(keys.len(), RUNS * MINTS);
+    for lease in server.leases() {
+        let key = keys.iter().find(|key| lease["remote_name"] == key.name.as_str()).expect("every key has its lease");
+        let at = lease["state"]["at"].as_i64().expect("when") / 1000;
+        assert!(key.expires_at.is_some_and(|expires| at >= expires), "{lease} {key:?}");
+    }
+    server.verify_audit().await;
 }

@@ -1,7 +1,7 @@
 //! The backend `fixed` before secrets that lie in AWS Secrets Manager (moto, which checks signatures and policies
 //! once it is told to) and in OpenBao.
 
-use crate::world::{issuer, setup, token};
+use crate::world::{grant, issuer, setup, token};
 use jobpass_exchanger::demo::Ci;
 use jobpass_tests::{
     http::client,
@@ -27,19 +27,6 @@ async fn aws_as(moto: &Moto, (id, secret): (&str, &str), arguments: &[&str]) -> 
 async fn aws(moto: &Moto, arguments: &[&str]) -> Value {
     let done = aws_as(moto, ("admin", "admin"), arguments).await;
     serde_json::from_str(&done.expect_success()).unwrap_or_default()
-}
-
-fn rules() -> Value {
-    let pins = json!({ "repository_owner_id": "1001", "repository_id": "772002", "ref": "refs/heads/main", "ref_type": "branch" });
-    json!([{ "name": "main", "issuer": "github", "match": pins }])
-}
-
-fn grant(name: &str, credential: &Value) -> String {
-    json!({
-        "grant": name, "owner": "erp@acme.example", "review_by": "2099-12-31", "description": "A test's grant.",
-        "backend": name, "credential": credential, "ttl": "5m", "rules": rules(),
-    })
-    .to_string()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,9 +70,9 @@ async fn secrets_of_aws_and_openbao_reach_one_workload() {
         .backend("erp-aws", backend("erp-aws", &secrets_manager("erp")))
         .backend("erp-others", backend("erp-others", &secrets_manager("nothing")))
         .backend("erp-bao", backend("erp-bao", &kv))
-        .grant_text("erp-aws", &grant("erp-aws", &json!({ "as": "fields" })))
-        .grant_text("erp-others", &grant("erp-others", &json!({ "as": "bearer" })))
-        .grant_text("erp-bao", &grant("erp-bao", &json!({ "as": "bearer", "field": "key" })))
+        .grant_text("erp-aws", &grant("erp-aws", "erp-aws", &json!({ "as": "fields" }), "5m"))
+        .grant_text("erp-others", &grant("erp-others", "erp-others", &json!({ "as": "bearer" }), "5m"))
+        .grant_text("erp-bao", &grant("erp-bao", "erp-bao", &json!({ "as": "bearer", "field": "key" }), "5m"))
         .start()
         .await;
     for secret in [SECRET, secret] {

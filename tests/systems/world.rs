@@ -12,7 +12,7 @@ use jobpass_tests::{
     program,
     server::{Server, Setup},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{path::Path, process::Command};
 
 /// The audience of the tokens of the grant `vault`.
@@ -38,6 +38,17 @@ pub(crate) fn token(issuer: &Issuer, server: &Server) -> String {
     let token = issuer.mint(&Token::for_audience(server.url.as_str())).expect("the key signs");
     server.keep_quiet(&token);
     token
+}
+
+/// A grant for the main branch of the repository of the tests.
+pub(crate) fn grant(name: &str, backend: &str, credential: &Value, ttl: &str) -> String {
+    let pins = json!({ "repository_owner_id": "1001", "repository_id": "772002", "ref": "refs/heads/main", "ref_type": "branch" });
+    json!({
+        "grant": name, "owner": "platform@acme.example", "review_by": "2099-12-31", "description": "A test's grant.",
+        "backend": backend, "credential": credential, "ttl": ttl, "max_lifetime": ttl,
+        "rules": [{ "name": "main", "issuer": "github", "match": pins }],
+    })
+    .to_string()
 }
 
 /// What a step of a job on GitHub finds in its environment, with the installed programs and a home of its own.
