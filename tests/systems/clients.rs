@@ -1,7 +1,7 @@
-//! Clients that are not ours, with what jobpass hands over: google-auth, azure-identity and kubectl. What they
-//! talk to are strict fakes, since none of the three systems can be had on a machine of one's own.
+//! Clients that are not ours, with what jobpass hands over: google-auth, azure-identity, kubectl and skopeo. What the
+//! first three talk to are strict fakes, since none of their systems can be had on a machine of one's own.
 
-use crate::world::{as_job, issuer};
+use crate::world::{as_job, grant, issuer};
 use jobpass_exchanger::demo::{Ci, issuer::Issuer};
 use jobpass_tests::{
     entra::{Entra, TENANT},
@@ -10,10 +10,11 @@ use jobpass_tests::{
     https::Certificate,
     kubernetes::{ADMIN, Kubernetes},
     program::{self, Program},
+    registry::{PASSWORD, Registry, USER},
     server::{Server, Setup},
 };
 use serde_json::json;
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, os::unix::fs::symlink, path::PathBuf, process::Command};
 use tempfile::TempDir;
 
 const ACCOUNT: &str = "deploy@acme-prod.iam.gserviceaccount.com";
@@ -185,4 +186,107 @@ async fn kubectl_reads_the_kubeconfig_and_calls_the_plugin() {
     job.jobpass(&["revoke"]).await;
     assert!(cluster.secrets().is_empty(), "the plugin's credential is the job's to give back");
     assert_eq!(job.server.lease_states().iter().filter(|state| *state == "ended: revoked").count(), 2);
+}
+
+#[tokio::test]
+async fn google_auth_uses_the_token_of_the_backend() {
+    let google = Google::start(now).await;
+    let backend = json!({ "gcp": {
+        "provider": PROVIDER, "projects": ["acme-prod"], "insecure_http": true, "sts_url": google.url, "iam_url": google.url,
+    } });
+    let boundary = json!([{ "bucket": "releases", "roles": ["roles/storage.objectViewer"] }]);
+    let credential = json!({ "service_account": ACCOUNT, "boundary": boundary });
+    let job = Job::start(|setup| {
+        setup.backend("google", backend).grant_text("g", &grant("google-token", "google", &credential, "15m"))
+    })
+    .await;
+    google.trust(&job.server.url);
+    google.bind("grant:google-token", ACCOUNT);
+    let script = job.file(
+        "use_google.py",
+        "import os, sys\n\
+         from google.auth.transport import requests\n\
+         from google.oauth2.credentials import Credentials\n\
+         session = requests.AuthorizedSession(Credentials(os.environ['GOOGLE_OAUTH_ACCESS_TOKEN']))\n\
+         for bucket in ('releases', 'others'):\n\
+         \x20   print(session.get(f'{sys.argv[1]}/storage/v1/b/{bucket}/o/x').status_code)\n",
+    );
+    let (python, script) = (python().display().to_string(), script.display().to_string());
+    let told = job.jobpass(&["exec", "--grant", "google-token", "--", &python, &script, &google.url]).await;
+    assert!(told.contains("200\n403\n"), "{told} {:?}", google.refused());
+}
+
+#[tokio::test]
+async fn azures_pipeline_uses_the_token_of_the_backend() {
+    let certificate = Certificate::make().await;
+    let entra = Entra::start_tls(&certificate, now).await;
+    let backend = json!({ "azure": {
+        "tenant": TENANT, "authority": entra.url, "ca_file": certificate.authority(), "allow_networks": ["127.0.0.0/8"],
+    } });
+    let credential = json!({ "client_id": CLIENT, "scope": "https://management.example/.default" });
+    let job = Job::start(|setup| {
+        let setup = setup.signing(&["ES256", "RS256"]).backend("entra", backend);
+        setup.grant_text("a", &grant("azure-token", "entra", &credential, "90m"))
+    })
+    .await;
+    entra.federate(CLIENT, &job.server.url, "grant:azure-token", "api://AzureADTokenExchange");
+    let script = job.file(
+        "use_azure.py",
+        "import os, sys, time\n\
+         from azure.core import PipelineClient\n\
+         from azure.core.credentials import AccessToken\n\
+         from azure.core.pipeline.policies import BearerTokenCredentialPolicy\n\
+         from azure.core.rest import HttpRequest\n\
+         class OfTheJob:\n\
+         \x20   def get_token(self, *scopes, **options):\n\
+         \x20       return AccessToken(os.environ['AZURE_ACCESS_TOKEN'], int(time.time()) + 600)\n\
+         policies = [BearerTokenCredentialPolicy(OfTheJob(), 'https://management.example/.default')]\n\
+         client = PipelineClient(sys.argv[1], policies=policies, connection_verify=sys.argv[2])\n\
+         for resource in ('management.example', 'graph.example'):\n\
+         \x20   print(client.send_request(HttpRequest('GET', f'{sys.argv[1]}/{resource}')).status_code)\n",
+    );
+    let (python, script) = (python().display().to_string(), script.display().to_string());
+    let ca = certificate.authority().display().to_string();
+    let told = job.jobpass(&["exec", "--grant", "azure-token", "--", &python, &script, &entra.url, &ca]).await;
+    assert!(told.contains("200\n401\n"), "{told} {:?}", entra.refused());
+}
+
+#[tokio::test]
+async fn skopeo_asks_the_credential_helper() {
+    let registry = Registry::with_password().await;
+    let host = registry.host();
+    let job = Job::start(|setup| {
+        let login = setup.secret("registry-login", &json!({ "username": USER, "password": PASSWORD }).to_string());
+        let fixed = json!({
+            "grant": "images", "owner": "images@acme.example", "source": { "secret": login },
+            "rotate_every": "36500d", "rotated_at": "2026-10-01",
+        });
+        let setup = setup.backend("old-registry", json!({ "fixed": fixed }));
+        setup.grant_text("images", &grant("images", "old-registry", &json!({ "as": "fields" }), "5m"))
+    })
+    .await;
+    job.server.keep_quiet(PASSWORD);
+    let helpers = json!({ "credHelpers": { &host: "jobpass" } });
+    let (auth, bin) = (job.file("auth.json", &helpers.to_string()), job.home.path().join("bin"));
+    fs::create_dir(&bin).unwrap();
+    symlink(program::built("jobpass"), bin.join("docker-credential-jobpass")).unwrap();
+    let run = async |grants: &str| {
+        let mut command = Command::new("sh");
+        let image = registry.path("image");
+        let script = format!(
+            "export PATH={}:\"$PATH\" REGISTRY_AUTH_FILE={} JOBPASS_DOCKER_GRANTS='{grants}'; \
+             skopeo --insecure-policy copy --dest-tls-verify=false oci:{}:latest docker://{host}/app:latest 2>&1 && \
+             skopeo --insecure-policy inspect --tls-verify=false docker://{host}/app:latest || echo refused",
+            bin.display(),
+            auth.display(),
+            image.display()
+        );
+        command.args(["-c", &script]);
+        job.step(command).await
+    };
+    let told = run("other.example=images").await;
+    assert!(told.contains("refused"), "{told}");
+    let told = run(&format!("{host}=images")).await;
+    assert!(told.contains("\"Digest\"") && !told.contains("refused"), "{told}");
+    assert!(job.server.lease_states().len() > 1, "each call is an exchange");
 }
