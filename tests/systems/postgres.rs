@@ -193,7 +193,7 @@ async fn what_a_session_holds_stops_nobody_else() {
     let setup = "CREATE ROLE app; CREATE ROLE jobpass LOGIN CREATEROLE PASSWORD 'adminpw'; CREATE ROLE crew; \
          GRANT app, crew TO jobpass WITH ADMIN OPTION; GRANT CREATE ON SCHEMA public TO app; \
          CREATE SCHEMA work; CREATE SCHEMA theirs AUTHORIZATION crew; CREATE TABLE work.runs (n int); \
-         GRANT USAGE, CREATE ON SCHEMA work, theirs TO jobpass WITH GRANT OPTION; \
+         GRANT USAGE ON SCHEMA work TO crew; GRANT USAGE, CREATE ON SCHEMA work, theirs TO jobpass WITH GRANT OPTION; \
          GRANT SELECT ON work.runs TO jobpass WITH GRANT OPTION";
     let admin = postgres.admin().await;
     admin.batch_execute(setup).await.expect("the superuser may");
@@ -207,7 +207,7 @@ async fn what_a_session_holds_stops_nobody_else() {
         password.display()
     );
     let grants = [
-        ("holder", "roles: [app, crew]"),
+        ("holder", "roles: [app, crew]\n  connection_limit: 9"),
         ("work", "privileges: [{ schema: work, allow: [select, create] }]"),
         ("theirs", "privileges: [{ schema: theirs, allow: [create] }]"),
     ];
@@ -234,8 +234,13 @@ async fn what_a_session_holds_stops_nobody_else() {
         let answer = world.issue("work").await;
         let job = login(&answer, "postgres").await.expect("the job logs in");
         job.batch_execute("SELECT * FROM work.runs; CREATE TABLE work.made (n int)").await.expect("it may");
-        let told = world.revoke(&answer.handle()).await.granted();
-        assert_eq!(told.body["state"], "ended", "{what}: {}", told.text);
+        world.revoke(&answer.handle()).await.granted();
+        let lease = answer.text_at("/lease_id");
+        let ended = async || {
+            world.advance(Duration::from_millis(100)); // until it is tried again
+            world.state_of(&lease).await["state"] == "ended"
+        };
+        world.until(what, ended).await;
     };
     go_on("sessions hold locks").await;
     // Those who need what is held fail, and neither take all connections nor rest the backend.
@@ -247,6 +252,24 @@ async fn what_a_session_holds_stops_nobody_else() {
         answer.refused(502, "server_error");
     }
     go_on("others were held up").await;
+    // Nor does it help to be in the way of the removal of others' objects.
+    let reads = login(&holder, "postgres").await.expect("the job logs in");
+    let mut kept = Vec::new();
+    for table in 0..6 {
+        let answer = world.issue("work").await;
+        let job = login(&answer, "postgres").await.expect("the job logs in");
+        let table = format!("work.kept_{table}");
+        job.batch_execute(&format!("CREATE TABLE {table} (n int); GRANT SELECT ON {table} TO crew"))
+            .await
+            .expect("it may");
+        reads.batch_execute(&format!("BEGIN; SELECT * FROM {table}")).await.expect("it may");
+        kept.push(answer.handle());
+    }
+    let stuck = kept.iter().map(|handle| world.revoke(handle));
+    let (stuck, ()) = tokio::join!(futures_util::future::join_all(stuck), go_on("removals are held up"));
+    for told in stuck {
+        assert_eq!(told.granted().body["state"], "revoking", "somebody reads what it owned");
+    }
     let told = world.revoke(&holder.handle()).await.granted();
     assert_eq!(told.body["state"], "ended", "what it held is no way to stay: {}", told.text);
     world.issue("theirs").await;

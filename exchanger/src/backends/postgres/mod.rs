@@ -40,7 +40,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::OwnedMutexGuard,
+    sync::{OwnedMutexGuard, Semaphore},
     time::{Instant, sleep, timeout},
 };
 use tokio_postgres::{
@@ -142,8 +142,10 @@ const STEP: Duration = Duration::from_secs(15);
 const SESSION_END_MS: u64 = 5000;
 /// How long a lock-out waits before what blocks it is ended.
 const BLOCKED_AFTER: Duration = Duration::from_millis(300);
-/// How long one waits for others' removals in the same database before it goes on beside them.
-const TURN: Duration = Duration::from_millis(500);
+/// How long one waits for others whose objects are removed, before it is tried again later.
+const REMOVALS_WAIT: Duration = Duration::from_secs(2);
+/// How long the removal of objects waits for each lock that somebody's session holds on them.
+const REMOVAL_LOCK_WAIT: Duration = Duration::from_secs(1);
 /// How often sessions and objects that turn up meanwhile are cleared away before it is tried again later.
 const ROUNDS: usize = 3;
 /// The longest comment on a role, in bytes.
@@ -161,6 +163,9 @@ pub struct Postgres {
     identity: String,
     pool: Pool,
     turns: Turns,
+    /// Objects are removed for so many roles at once: others' sessions may hold that up, and must not take all
+    /// connections.
+    removals: Semaphore,
     clock: Arc<dyn Clock>,
     roles: Option<Vec<String>>,
     may_run_statements: bool,
@@ -231,6 +236,7 @@ impl Postgres {
             identity: format!("postgres://{}:{port}", file.host),
             pool: Pool::new(server, Arc::clone(&context.clock), connections.into()),
             turns: Turns::default(),
+            removals: Semaphore::new(usize::from(connections).div_ceil(4)),
             clock: Arc::clone(&context.clock),
             roles: file.roles,
             may_run_statements: file.statements,
@@ -308,15 +314,50 @@ impl Postgres {
     }
 
     async fn take_back(&self, role: &Identifier) -> Result<Revoked, RemoteError> {
-        let link = self.pool.take(STEP).await.map_err(|error| RemoteError(error.to_string()))?;
-        let revoked = self.take_back_over(&link, role).await;
-        if revoked.is_ok() {
+        let mut link = self.link().await?;
+        if !self.lock_out(&link, role).await? {
             self.pool.give_back(link);
+            return Ok(Revoked::NotFound);
         }
-        revoked
+        for _ in 0..ROUNDS {
+            let holdings = Holdings::read(&run(&link.client, &sql::holdings(role)).await?);
+            if holdings.sessions || !holdings.databases.is_empty() {
+                run(&link.client, &sql::become_member(role)).await?;
+            }
+            if holdings.sessions {
+                run(&link.client, &sql::terminate(role, SESSION_END_MS)).await?;
+                // What they were about to commit, they may have committed: look again.
+                continue;
+            }
+            if !holdings.databases.is_empty() {
+                // Whoever waits here needs no connection meanwhile.
+                self.pool.give_back(link);
+                let place = timeout(REMOVALS_WAIT, self.removals.acquire()).await;
+                let _place =
+                    place.map_err(|_| RemoteError("the removal of other roles' objects takes long".to_owned()))?;
+                link = self.link().await?;
+                for database in &holdings.databases {
+                    self.disown(&link, role, database).await?;
+                }
+            }
+            let revoked = match run(&link.client, &sql::drop_role(role)).await {
+                Ok(_) => Revoked::Gone,
+                Err(Trouble::Server(SqlState::UNDEFINED_OBJECT, _)) => Revoked::NotFound,
+                Err(Trouble::Server(SqlState::DEPENDENT_OBJECTS_STILL_EXIST, _)) => continue,
+                Err(trouble) => return Err(trouble.into()),
+            };
+            self.pool.give_back(link);
+            return Ok(revoked);
+        }
+        Err(RemoteError(format!("{} still has sessions or objects", role.as_str())))
     }
 
-    async fn take_back_over(&self, link: &Link, role: &Identifier) -> Result<Revoked, RemoteError> {
+    async fn link(&self) -> Result<Link, RemoteError> {
+        self.pool.take(STEP).await.map_err(|error| RemoteError(error.to_string()))
+    }
+
+    /// Shuts the role out; says whether it is there.
+    async fn lock_out(&self, link: &Link, role: &Identifier) -> Result<bool, RemoteError> {
         // A session of the role that holds its row (it may change its own password) would keep the
         // lock-out waiting: then its sessions are ended from beside, while the lock-out stands in line.
         let help = async {
@@ -335,40 +376,16 @@ impl Postgres {
             never = help => never,
         };
         match locked_out {
-            Ok(_) => {}
-            Err(Trouble::Server(SqlState::UNDEFINED_OBJECT, _)) => return Ok(Revoked::NotFound),
-            Err(trouble) => return Err(trouble.into()),
+            Ok(_) => Ok(true),
+            Err(Trouble::Server(SqlState::UNDEFINED_OBJECT, _)) => Ok(false),
+            Err(trouble) => Err(trouble.into()),
         }
-        for _ in 0..ROUNDS {
-            let holdings = Holdings::read(&run(&link.client, &sql::holdings(role)).await?);
-            if holdings.sessions || !holdings.databases.is_empty() {
-                run(&link.client, &sql::become_member(role)).await?;
-            }
-            if holdings.sessions {
-                run(&link.client, &sql::terminate(role, SESSION_END_MS)).await?;
-                // What they were about to commit, they may have committed: look again.
-                continue;
-            }
-            for database in &holdings.databases {
-                self.disown(link, role, database).await?;
-            }
-            match run(&link.client, &sql::drop_role(role)).await {
-                Ok(_) => return Ok(Revoked::Gone),
-                Err(Trouble::Server(SqlState::UNDEFINED_OBJECT, _)) => return Ok(Revoked::NotFound),
-                Err(Trouble::Server(SqlState::DEPENDENT_OBJECTS_STILL_EXIST, _)) => {}
-                Err(trouble) => return Err(trouble.into()),
-            }
-        }
-        Err(RemoteError(format!("{} still has sessions or objects", role.as_str())))
     }
 
     async fn disown(&self, link: &Link, role: &Identifier, database: &str) -> Result<(), RemoteError> {
-        let statements = sql::disown(role, self.heir.as_ref());
+        let statements = format!("{}; {}", sql::lock_timeout(REMOVAL_LOCK_WAIT), sql::disown(role, self.heir.as_ref()));
         let elsewhere = if database == self.database { None } else { Some(self.connect(database).await?) };
-        let turn = self.turns.of(database);
-        let _turn = timeout(TURN, turn.lock()).await;
-        let client = elsewhere.as_ref().unwrap_or(&link.client);
-        run(client, &statements).await?;
+        run(elsewhere.as_ref().unwrap_or(&link.client), &statements).await?;
         Ok(())
     }
 
@@ -638,7 +655,7 @@ impl RemoteBackend for Postgres {
         Box::pin(async move {
             let name = lease.id().remote_name();
             let role = Identifier::parse(&name).map_err(|error| RemoteError(error.to_string()))?;
-            let link = self.pool.take(self.deadline).await.map_err(|error| RemoteError(error.to_string()))?;
+            let link = self.link().await?;
             run(&link.client, &sql::extend(&role, link.by_server(until))).await?;
             self.pool.give_back(link);
             Ok(())
