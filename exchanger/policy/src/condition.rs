@@ -4,6 +4,8 @@
 //! Names and types are checked against the issuer's profile when the policy is loaded. At run time
 //! an error denies, and so does a claim of an unknown form.
 
+mod meaning;
+
 use crate::{
     claims::{Claims, Held, Value},
     grant::Check,
@@ -19,7 +21,7 @@ use cel::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt,
     sync::{Arc, LazyLock},
 };
@@ -207,6 +209,36 @@ impl Condition {
     /// The matchers that it amounts to, where it is a conjunction of comparisons with listed values.
     pub(crate) fn conjuncts(&self) -> Option<&[Check]> {
         self.conjuncts.as_deref()
+    }
+
+    /// The claims that it says what they are, whatever else it is; `None`: it never holds.
+    pub(crate) fn bound(&self) -> Option<BTreeSet<&str>> {
+        meaning::bound(self.program.expression(), true)
+    }
+
+    /// Whether a part of it that has to hold is the same whatever the token says.
+    pub(crate) fn is_idle(&self) -> bool {
+        meaning::is_idle(self.program.expression())
+    }
+
+    /// Whether it says what something is not.
+    pub(crate) fn negates(&self) -> bool {
+        let mut negates = false;
+        meaning::each_call(self.program.expression(), &mut |call| {
+            negates |= [op::LOGICAL_NOT, op::NOT_EQUALS].contains(&call.func_name.as_str());
+        });
+        negates
+    }
+
+    /// Its calls that look at a part of a text: the function, and which part where it is written out.
+    pub(crate) fn parts(&self) -> Vec<(&str, Option<&str>)> {
+        let mut parts = Vec::new();
+        meaning::each_call(self.program.expression(), &mut |call| {
+            if ["startsWith", "endsWith", "contains"].contains(&call.func_name.as_str()) {
+                parts.push((call.func_name.as_str(), call.args.first().and_then(literal_text)));
+            }
+        });
+        parts
     }
 
     /// Evaluates it.

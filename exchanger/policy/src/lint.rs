@@ -21,9 +21,8 @@ use crate::{
 };
 use regex::Regex;
 use shape::{
-    CALL, NEGATION, RegexShape, accepts, bounds_code, checks_of, effective, ends_inside_a_name, filled, fixed_prefix,
-    is_bound, is_exact, is_idle, is_placeholder, is_within, matches_any_ref, matches_anything, names_an_owner,
-    patterns, texts,
+    RegexShape, accepts, bounds_code, checks_of, effective, ends_inside_a_name, filled, fixed_prefix, is_bound,
+    is_exact, is_placeholder, is_within, matches_any_ref, matches_anything, names_an_owner, patterns, texts,
 };
 use std::{cell::RefCell, collections::BTreeSet, ops::Range, sync::Arc};
 
@@ -441,23 +440,20 @@ impl<'a> GrantLinter<'a> {
 
     fn condition(&mut self, rule: &Rule) {
         let Some(condition) = &rule.condition else { return };
-        let source = condition.source();
-        if is_idle(source) {
+        if condition.is_idle() {
             self.say("idle-condition", Some(rule), &rule.when_at, "");
         }
-        for call in CALL.captures_iter(source) {
-            let (function, text) =
-                (call.name("function").map_or("", |m| m.as_str()), call.name("text").map_or("", |m| m.as_str()));
-            let closed = match function {
+        for (function, text) in condition.parts() {
+            let closed = text.is_some_and(|text| match function {
                 "startsWith" => text.ends_with(['/', ':', '@']),
-                "endsWith" => text.starts_with('@'),
-                _ => false,
-            };
+                _ => function == "endsWith" && text.starts_with('@'),
+            });
             if !closed {
-                self.say("open-condition", Some(rule), &rule.when_at, &format!("{function}({text:?})"));
+                let text = text.map_or_else(|| "…".to_owned(), |text| format!("{text:?}"));
+                self.say("open-condition", Some(rule), &rule.when_at, &format!("{function}({text})"));
             }
         }
-        if source.contains("!=") || NEGATION.is_match(source) {
+        if condition.negates() {
             self.say("negative-condition", Some(rule), &rule.when_at, "");
         }
     }

@@ -188,7 +188,7 @@ pub const RULES: &[LintRule] = &[
         "what is excluded is known today; what it lets in comes tomorrow",
         "say what is allowed",
     ),
-    warning("idle-condition", "the condition is true whatever the token says", "take away what is always true"),
+    warning("idle-condition", "a part of the condition is the same whatever the token says", "take that part away"),
     warning("pattern-is-exact", "the pattern has nothing open in it", "write the value itself"),
     // values
     warning("impossible-value", "no token has this value", "see what the claim's values are"),
