@@ -137,7 +137,7 @@ pub struct Denial {
 }
 
 /// Why a request was denied.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DenialKind {
     /// No grant has that name.
@@ -170,10 +170,11 @@ impl Denial {
     /// What each rule wanted and what the token said. Made when it is asked for: it costs more than the decision.
     #[must_use]
     pub fn trace(&self) -> Trace {
-        match &self.grant {
-            None => Trace { grant: self.asked.clone(), rules: Vec::new() },
+        let trace = match &self.grant {
+            None => Trace { grant: self.asked.clone(), because: None, rules: Vec::new() },
             Some(grant) => trace_of(grant, &self.issuer, &self.claims),
-        }
+        };
+        Trace { because: Some(self.kind.clone()), ..trace }
     }
 
     /// What the caller may be told, line by line; nothing, where the grant says so or where no rule
@@ -211,6 +212,9 @@ impl Denial {
 pub struct Trace {
     /// The grant, as asked.
     pub grant: String,
+    /// Why it was denied, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub because: Option<DenialKind>,
     /// Its rules, by name; none, if there is no such grant.
     pub rules: Vec<RuleTrace>,
 }
@@ -404,7 +408,7 @@ fn trace_of(grant: &Grant, issuer: &IssuerName, claims: &Claims) -> Trace {
             condition: rule.condition.as_ref().filter(|_| issuer_matches).map(|condition| condition.trace(claims)),
         }
     });
-    Trace { grant: grant.name.to_string(), rules: rules.collect() }
+    Trace { grant: grant.name.to_string(), because: None, rules: rules.collect() }
 }
 
 fn check_trace(check: &Check, rule: &Rule, claims: &Claims) -> CheckTrace {

@@ -68,15 +68,13 @@ impl Explanation {
         let code = text("reason");
         let trace = trace.map(nearest_first).unwrap_or_else(|| Trace {
             grant: text("grant").unwrap_or("(no valid name)").to_owned(),
+            because: None,
             rules: Vec::new(),
         });
-        let reason = match (permitted, code, &rule, trace.rules.first()) {
-            (true, Some(why), Some(rule), _) => format!("rule {rule} matched; no credential came of it: {why}"),
-            (true, None, Some(rule), _) => format!("rule {rule} matched"),
-            (false, Some("no_rule"), _, Some(nearest)) => nearest.summary(),
-            (false, Some("unknown_grant"), ..) => NO_GRANT.to_owned(),
-            (false, Some("guard"), ..) => "a guard denied it".to_owned(),
-            (false, Some("shadow"), ..) => "what matches is only tried out (mode: shadow)".to_owned(),
+        let reason = match (permitted, code, &rule) {
+            (true, Some(why), Some(rule)) => format!("rule {rule} matched; no credential came of it: {why}"),
+            (true, None, Some(rule)) => format!("rule {rule} matched"),
+            (false, ..) if trace.because.is_some() => because(&trace),
             (_, code, ..) => code.unwrap_or("no reason is recorded").replace('_', " "),
         };
         Some(Self { permitted, rule, reason, trace, change: None })
@@ -85,8 +83,8 @@ impl Explanation {
     fn of_trace(trace: Trace) -> Self {
         let trace = nearest_first(trace);
         let rule = trace.rules.first().filter(|rule| rule.matches()).map(|rule| rule.rule.clone());
-        let reason = trace.rules.first().map_or_else(|| NO_GRANT.to_owned(), RuleTrace::summary);
-        Self { permitted: rule.is_some(), rule, reason, trace, change: None }
+        let reason = because(&trace);
+        Self { permitted: rule.is_some() && trace.because.is_none(), rule, reason, trace, change: None }
     }
 }
 
@@ -118,14 +116,18 @@ pub fn explain(policies: &PolicySet, request: &Request<'_>) -> Explanation {
 
 /// A denial in a line.
 pub(crate) fn reason(denial: &Denial) -> String {
-    match &denial.kind {
-        DenialKind::UnknownGrant => NO_GRANT.to_owned(),
-        DenialKind::Frozen { reason } => format!("frozen: {reason}"),
-        DenialKind::Guard { name } => format!("a guard denies: {name}"),
-        DenialKind::Shadow { rule } => format!("rule {rule} matches, but it is only tried out (mode: shadow)"),
-        DenialKind::Scope { beyond } => format!("the grant has no scope {}", beyond.join(", ")),
-        DenialKind::NoRule => {
-            let trace = denial.trace();
+    because(&denial.trace())
+}
+
+/// What a trace comes to, in a line.
+fn because(trace: &Trace) -> String {
+    match &trace.because {
+        Some(DenialKind::UnknownGrant) => NO_GRANT.to_owned(),
+        Some(DenialKind::Frozen { reason }) => format!("frozen: {reason}"),
+        Some(DenialKind::Guard { name }) => format!("a guard denies: {name}"),
+        Some(DenialKind::Shadow { rule }) => format!("rule {rule} matches, but it is only tried out (mode: shadow)"),
+        Some(DenialKind::Scope { beyond }) => format!("the grant has no scope {}", beyond.join(", ")),
+        Some(DenialKind::NoRule) | None => {
             let nearest = trace.rules.iter().min_by_key(|rule| distance(rule));
             nearest.map_or_else(|| "it has no rules".to_owned(), RuleTrace::summary)
         }
