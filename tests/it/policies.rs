@@ -2,7 +2,7 @@
 
 use jobpass_tests::{
     program::{built, root},
-    world::World,
+    world::{Setting, World},
 };
 use serde_json::Value;
 use std::{
@@ -23,9 +23,17 @@ fn text(bytes: &[u8]) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_decision_is_explained_by_its_id() {
-    let world = World::start().await;
+    let mut setting = Setting::default();
+    let guards = "forbid:\n  - { name: no-mallory, issuer: ci, match: { actor: mallory } }\n";
+    setting.grants.push(("guards.yaml".to_owned(), guards.to_owned()));
+    let world = World::of(setting).await;
     for _ in 0..30 {
         world.issue("id").await;
+    }
+    let mut guarded = Vec::new();
+    for _ in 0..3 {
+        let mallory = world.token_with(|token| token.claim("actor", "mallory"));
+        guarded.push(world.exchange(&mallory, "id", &[]).await.text_at("/decision_id"));
     }
     let elsewhere = world.token_with(|token| token.claim("ref", "refs/heads/feature"));
     let denied = world.exchange(&elsewhere, "ledger", &[]).await.text_at("/decision_id");
@@ -44,6 +52,8 @@ async fn a_decision_is_explained_by_its_id() {
     for (id, way, code, expected) in [
         (&*denied, ["--state-dir", &*state], 1, "FAIL ref"),
         (&denied, ["--config", &config], 1, "denied: ledger"),
+        (&guarded[0], ["--state-dir", &state], 1, "a guard denies: no-mallory"),
+        (&guarded[1], ["--state-dir", &state], 1, "a guard denies: no-mallory"),
         (issued, ["--state-dir", &state], 0, "permitted: id"),
         (unknown, ["--state-dir", &state], 2, "there is no decision"),
     ] {

@@ -91,6 +91,9 @@ pub struct Entry {
     /// How many like it were folded into this one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
+    /// The decisions that were, as far as they are kept.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub decisions: Vec<DecisionId>,
 }
 
 impl Entry {
@@ -114,7 +117,19 @@ impl Entry {
             actor: None,
             trace: None,
             count: None,
+            decisions: Vec::new(),
         }
+    }
+
+    /// The entry as the chain covers it.
+    ///
+    /// # Errors
+    /// When a part of it is no JSON, which none of ours is.
+    pub fn to_json(&self) -> serde_json::Result<String> {
+        // Long enough for most, so that it does not grow.
+        let mut json = Vec::with_capacity(2048);
+        serde_json::to_writer(&mut json, self)?;
+        String::from_utf8(json).map_err(serde::ser::Error::custom)
     }
 
     /// What there is to say of a lease that is on its way out, or ended.

@@ -10,8 +10,9 @@ use jobpass_protocol::DecisionId;
 use serde::Deserialize;
 use std::time::Duration;
 
-/// Entries are written in the order in which their work got done, up to so long after their decision.
-const DISORDER: Duration = Duration::from_secs(60);
+/// Entries are written in the order in which their work got done, up to so long after their decision:
+/// a minute when they are folded, and what it takes beyond that.
+const DISORDER: Duration = Duration::from_secs(120);
 /// How many entries are read at a time.
 const PAGE: usize = 1000;
 
@@ -21,7 +22,7 @@ struct When {
 }
 
 /// The audit entries of a decision, as JSON texts in the order of the log: none, if the decision is not
-/// in the store any more, or was folded into a like one's.
+/// in the store any more, or was one of very many that were folded.
 ///
 /// # Errors
 /// When the store cannot be read.

@@ -1,16 +1,20 @@
 //! Folding: what repeats within a minute costs a counter, and one entry when the minute is over.
 
 use crate::{audit::Entry, clock::Timestamp, store::Hash};
+use jobpass_protocol::DecisionId;
 use std::{collections::HashMap, time::Duration};
 
 const WINDOW: Duration = Duration::from_secs(60);
 /// More kinds at a time than this, and all windows end early.
 const MAX_WINDOWS: usize = 1024;
+/// Decisions of a window that are kept by name: a person who quotes one of them is helped.
+const MAX_DECISIONS: usize = 64;
 
 struct Window {
     until: Timestamp,
     last: Entry,
     count: u64,
+    decisions: Vec<DecisionId>,
 }
 
 /// Entries that are being counted instead of written.
@@ -32,6 +36,9 @@ impl Folds {
             && entry.at < window.until
         {
             window.count += 1;
+            if window.decisions.len() < MAX_DECISIONS {
+                window.decisions.extend(entry.decision_id);
+            }
             window.last = entry.clone();
             return true;
         }
@@ -41,7 +48,8 @@ impl Folds {
         if self.windows.len() >= MAX_WINDOWS {
             self.over.extend(self.windows.drain().filter_map(|(_, window)| window.into_entry()));
         }
-        self.windows.insert(key, Window { until: entry.at + WINDOW, last: entry.clone(), count: 0 });
+        let window = Window { until: entry.at + WINDOW, last: entry.clone(), count: 0, decisions: Vec::new() };
+        self.windows.insert(key, window);
         false
     }
 
@@ -71,6 +79,6 @@ impl Folds {
 
 impl Window {
     fn into_entry(self) -> Option<Entry> {
-        (self.count > 0).then_some(Entry { count: Some(self.count), ..self.last })
+        (self.count > 0).then_some(Entry { count: Some(self.count), decisions: self.decisions, ..self.last })
     }
 }

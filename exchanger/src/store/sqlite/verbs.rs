@@ -66,7 +66,7 @@ pub(super) fn open(tx: &mut Transaction<'_>, opening: &Opening, texts: &Texts) -
             rotate(tx, turn, rotation, child.id, &opening.handle)?
         }
     };
-    tx.append_text(opening.entry.at, &texts.body, &texts.entry)?;
+    tx.append_text(opening.entry.at, texts.body.clone(), &texts.entry)?;
     let superseded = take_all_back(tx, superseded, Ending::Superseded, None)?;
     Ok(Opened::Yes { value: (), superseded })
 }

@@ -5,10 +5,11 @@ use super::{
     Fault,
     folds::Folds,
     packed::{Packed, Samples},
+    recent::Recent,
     schema,
 };
 use crate::{
-    audit::{Entry, Link},
+    audit::{Entry, Line, Link},
     clock::{Clock, Timestamp},
     store::StoreError,
 };
@@ -47,22 +48,25 @@ pub(super) struct Transaction<'c> {
     /// What is frozen once the batch is durable, if that changed.
     pub(super) freezes: Option<Freezes>,
     head: Link,
+    lines: Vec<Line>,
 }
 
 impl Transaction<'_> {
     /// Adds an entry to the audit chain.
     pub(super) fn append(&mut self, entry: &Entry) -> Result<(), Fault> {
-        let body = serde_json::to_string(entry).map_err(super::rows::corrupt)?;
-        self.append_text(entry.at, &body, &Packed::plain(&body))
+        let body = entry.to_json().map_err(super::rows::corrupt)?;
+        let packed = Packed::plain(&body);
+        self.append_text(entry.at, body, &packed)
     }
 
     /// Adds an entry that is JSON already, and packed, to the audit chain.
-    pub(super) fn append_text(&mut self, at: Timestamp, body: &str, packed: &Packed) -> Result<(), Fault> {
+    pub(super) fn append_text(&mut self, at: Timestamp, body: String, packed: &Packed) -> Result<(), Fault> {
         packed.write_sample(self.conn)?;
-        let next = self.head.next(body);
+        let next = self.head.next(&body);
         let seq = i64::try_from(next.seq).map_err(super::rows::corrupt)?;
         let sql = "INSERT INTO audit VALUES (?1, ?2, ?3, ?4)";
         self.conn.prepare_cached(sql)?.execute((seq, at.millis(), &next.hash, packed.bytes()))?;
+        self.lines.push(Line { link: next, prev: self.head.hash, entry: body });
         self.head = next;
         Ok(())
     }
@@ -144,6 +148,8 @@ pub(super) struct Shared {
     pub(super) samples: Arc<Samples>,
     /// The end of the audit chain, as far as it is durable.
     pub(super) head: watch::Sender<Link>,
+    /// The newest lines of the audit log.
+    pub(super) recent: Mutex<Recent>,
 }
 
 /// Sends verbs to the writer's thread. When the last one is dropped, the thread ends.
@@ -293,7 +299,7 @@ impl Thread {
         let Some(conn) = &self.conn else { return Err(Fault::Store(closed())) };
         let before = conn.total_changes();
         conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        let mut tx = Transaction { conn, now: self.clock.now(), freezes: None, head: self.head };
+        let mut tx = Transaction { conn, now: self.clock.now(), freezes: None, head: self.head, lines: Vec::new() };
         let mut failures = Vec::with_capacity(batch.len());
         for job in batch {
             let untouched = conn.total_changes();
@@ -311,6 +317,7 @@ impl Thread {
         }
         if tx.head != self.head {
             self.head = tx.head;
+            lock(&self.shared.recent).add(tx.lines);
             self.shared.head.send_replace(tx.head);
         }
         if conn.total_changes() != before {
