@@ -488,10 +488,11 @@ fn uuid_v7(now: Timestamp) -> Uuid {
     uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
 }
 
-/// Random bytes from the operating system.
+/// Random bytes, of the generator that the signatures' secrets come from too: seeded by the operating
+/// system, and again and again, without a system call for each.
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     #[expect(clippy::expect_used, reason = "without randomness no secret may be made, and nothing can go on")]
-    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
+    aws_lc_rs::rand::fill(&mut bytes).expect("there are random bytes");
     bytes
 }

@@ -143,7 +143,7 @@ pub async fn exchange(app: &Arc<App>, request: ExchangeRequest) -> Result<TokenR
         rule: permit.rule().clone(),
         issuer: issuer.name,
         issuer_url: issuer.url,
-        claims: claims.to_stored().into(),
+        claims: claims.to_stored(),
         key_id,
         scope: permit.scope().to_vec(),
     };
@@ -315,8 +315,9 @@ async fn detached(
     task(async move {
         let issued = match (app.backends.named(permit.grant().backend()), slot) {
             (Some(Backend::Local(backend)), _) => issue_local(&app, &**backend, &permit, &order, draft, &story).await,
+            // In a box, so that what local ones need is not as large as what these do.
             (Some(Backend::Remote(backend)), Some(slot)) => {
-                issue_remote(&app, &**backend, slot, &permit, &order, draft, &story).await
+                Box::pin(issue_remote(&app, &**backend, slot, &permit, &order, draft, &story)).await
             }
             // A grant does not compile without its backend; the set may be older than the config.
             (Some(Backend::Remote(_)) | None, _) => Err(Refusal::Backend { decision: story.decision }),

@@ -140,7 +140,7 @@ static ABSENT: Held = Held::Absent;
 /// INVARIANT: made by [`Claims::parse`] only, so every value has the type that its profile gives it.
 pub struct Claims {
     profile: Arc<Profile>,
-    payload: Box<str>,
+    payload: Arc<str>,
     registered: Registered,
     held: Vec<Held>,
     named: Vec<(Box<str>, Held)>,
@@ -250,8 +250,8 @@ impl Claims {
 
     /// All claims as a text to keep with a lease, so that a renewal can decide again.
     #[must_use]
-    pub fn to_stored(&self) -> String {
-        self.payload.clone().into()
+    pub fn to_stored(&self) -> Arc<str> {
+        Arc::clone(&self.payload)
     }
 
     /// The claims of a kept text.

@@ -144,7 +144,9 @@ impl<'a> Form<'a> {
             return Err(FormError::TooLarge);
         }
         let mut seen: Vec<(Cow<'a, str>, Zeroizing<String>)> = Vec::with_capacity(8);
-        for (name, value) in body.split(|b| *b == b'&').filter_map(parameter) {
+        let ends = memchr::memchr_iter(b'&', body).chain([body.len()]);
+        let pairs = ends.scan(0, |start, end| Some(&body[std::mem::replace(start, end + 1)..end]));
+        for (name, value) in pairs.filter_map(parameter) {
             if seen.len() == MAX_PARAMETERS {
                 return Err(FormError::TooLarge);
             }
@@ -251,7 +253,7 @@ impl<'a> Form<'a> {
 /// One name and value of a form. A token is most of a form and has nothing to decode: only what has is.
 fn parameter(pair: &[u8]) -> Option<(Cow<'_, str>, Zeroizing<String>)> {
     match std::str::from_utf8(pair) {
-        Ok(plain) if !plain.is_empty() && !pair.iter().any(|b| matches!(b, b'%' | b'+')) => {
+        Ok(plain) if !plain.is_empty() && memchr::memchr2(b'%', b'+', pair).is_none() => {
             let (name, value) = plain.split_once('=').unwrap_or((plain, ""));
             Some((Cow::Borrowed(name), Zeroizing::new(value.to_owned())))
         }
