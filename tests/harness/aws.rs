@@ -67,7 +67,7 @@ impl Aws {
         Self { url, shared, task }
     }
 
-    /// Lets tokens with this `sub` assume the role.
+    /// Lets tokens with such a `sub` assume the role; a `*` stands for anything.
     pub fn trust(&self, sub: &str) {
         sub.clone_into(&mut self.shared.inner().trusted);
     }
@@ -188,7 +188,8 @@ async fn handle(State(aws): State<Arc<Shared>>, method: Method, uri: Uri, header
     };
     let field = |name: &str| accepted.parameters.get(name).cloned().unwrap_or_default();
     let mut inner = aws.inner();
-    if field("RoleArn") != ROLE || accepted.claims.get("sub") != Some(&Value::from(inner.trusted.as_str())) {
+    let sub = accepted.claims.get("sub").and_then(Value::as_str).unwrap_or_default();
+    if field("RoleArn") != ROLE || !like(&Value::from(inner.trusted.as_str()), sub) {
         return error(StatusCode::FORBIDDEN, "AccessDenied", "Not authorized to perform sts:AssumeRoleWithWebIdentity");
     }
     let token = format!("session-token-{}", uuid::Uuid::new_v4().simple());

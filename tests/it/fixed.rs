@@ -6,6 +6,10 @@ use axum::{
     http::{HeaderMap, StatusCode},
     routing::{get, post},
 };
+use jobpass_exchanger::{
+    app,
+    config::{Config, Env},
+};
 use jobpass_tests::{
     ports,
     world::{NOON, Setting, World, grant, session},
@@ -205,5 +209,19 @@ async fn with_a_hook_it_is_rotated_when_the_lease_ends() {
         let answer = world.issue(name).await;
         assert_eq!(world.revoke(&answer.handle()).await.body["state"], state, "{name}");
     }
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_overdue_is_told_by_check_config() {
+    let erp = Erp::start().await;
+    let backends = erp.backend("erp", "plain", &json!({ "rotated_at": "2020-01-01" }));
+    let grants = vec![("plain.yaml".to_owned(), grant("plain", "erp", "as: bearer"))];
+    let world = World::of(Setting { grants, backends, ..Setting::default() }).await;
+    let config = Config::load(&world.config_path(), &Env::default()).unwrap();
+    let told = app::check(&config).unwrap();
+    assert_eq!(told.errors, 0, "a warning");
+    let expected = "warning: backend `erp`: its secret had to be rotated by 2020-03-31T00:00:00.000Z: erp@acme.example";
+    assert!(told.diagnostics.iter().any(|line| line.starts_with(expected)), "{:?}", told.diagnostics);
     world.close().await;
 }

@@ -4,6 +4,7 @@
 //!
 //! To add a backend: a file in `backends/` that implements [`System`], and a row in the table.
 
+mod injection;
 mod kubernetes;
 mod mysql;
 mod oci_registry;
