@@ -1,0 +1,113 @@
+//! Taking a role back: shut out first, then its sessions, then what it owns, then itself. What others hold
+//! up is tried again later, and takes few connections meanwhile.
+
+use super::{Postgres, Revoked, STEP, Trouble, pool::Link, run, sql, sql::Identifier};
+use crate::backends::RemoteError;
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::{SimpleQueryMessage, error::SqlState};
+
+/// How long one session is given to end.
+const SESSION_END_MS: u64 = 5000;
+/// How long a lock-out waits before what blocks it is ended.
+const BLOCKED_AFTER: Duration = Duration::from_millis(300);
+/// How long one waits for others whose objects are removed, before it is tried again later.
+const REMOVALS_WAIT: Duration = Duration::from_secs(2);
+/// How long the removal of objects waits for each lock that somebody's session holds on them.
+const REMOVAL_LOCK_WAIT: Duration = Duration::from_secs(1);
+/// How often sessions and objects that turn up meanwhile are cleared away before it is tried again later.
+const ROUNDS: usize = 3;
+
+impl Postgres {
+    /// Takes a role back: see the module.
+    pub(super) async fn take_back(&self, role: &Identifier) -> Result<Revoked, RemoteError> {
+        let mut link = self.link().await?;
+        if !self.lock_out(&link, role).await? {
+            self.pool.give_back(link);
+            return Ok(Revoked::NotFound);
+        }
+        for _ in 0..ROUNDS {
+            let holdings = Holdings::read(&run(&link.client, &sql::holdings(role)).await?);
+            if holdings.sessions || !holdings.databases.is_empty() {
+                run(&link.client, &sql::become_member(role)).await?;
+            }
+            if holdings.sessions {
+                run(&link.client, &sql::terminate(role, SESSION_END_MS)).await?;
+                // What they were about to commit, they may have committed: look again.
+                continue;
+            }
+            if !holdings.databases.is_empty() {
+                // Whoever waits here needs no connection meanwhile.
+                self.pool.give_back(link);
+                let place = timeout(REMOVALS_WAIT, self.removals.acquire()).await;
+                let _place =
+                    place.map_err(|_| RemoteError("the removal of other roles' objects takes long".to_owned()))?;
+                link = self.link().await?;
+                for database in &holdings.databases {
+                    self.disown(&link, role, database).await?;
+                }
+            }
+            let revoked = match run(&link.client, &sql::drop_role(role)).await {
+                Ok(_) => Revoked::Gone,
+                Err(Trouble::Server(SqlState::UNDEFINED_OBJECT, _)) => Revoked::NotFound,
+                Err(Trouble::Server(SqlState::DEPENDENT_OBJECTS_STILL_EXIST, _)) => continue,
+                Err(trouble) => return Err(trouble.into()),
+            };
+            self.pool.give_back(link);
+            return Ok(revoked);
+        }
+        Err(RemoteError(format!("{} still has sessions or objects", role.as_str())))
+    }
+
+    /// Shuts the role out; says whether it is there.
+    async fn lock_out(&self, link: &Link, role: &Identifier) -> Result<bool, RemoteError> {
+        // A session of the role that holds its row (it may change its own password) would keep the
+        // lock-out waiting: then its sessions are ended from beside, while the lock-out stands in line.
+        let help = async {
+            sleep(BLOCKED_AFTER).await;
+            if let Ok(beside) = self.pool.take(STEP).await {
+                // What fails here is said by the lock-out.
+                let _ = run(&beside.client, &sql::become_member(role)).await;
+                let _ = run(&beside.client, &sql::terminate(role, SESSION_END_MS)).await;
+                self.pool.give_back(beside);
+            }
+            std::future::pending().await
+        };
+        let lock_out = sql::lock_out(role);
+        let locked_out = tokio::select! {
+            locked_out = run(&link.client, &lock_out) => locked_out,
+            never = help => never,
+        };
+        match locked_out {
+            Ok(_) => Ok(true),
+            Err(Trouble::Server(SqlState::UNDEFINED_OBJECT, _)) => Ok(false),
+            Err(trouble) => Err(trouble.into()),
+        }
+    }
+
+    async fn disown(&self, link: &Link, role: &Identifier, database: &str) -> Result<(), RemoteError> {
+        let statements = format!("{}; {}", sql::lock_timeout(REMOVAL_LOCK_WAIT), sql::disown(role, self.heir.as_ref()));
+        let elsewhere = if database == self.database { None } else { Some(self.connect(database).await?) };
+        run(elsewhere.as_ref().unwrap_or(&link.client), &statements).await?;
+        Ok(())
+    }
+}
+
+/// What a role holds on to.
+struct Holdings {
+    sessions: bool,
+    databases: Vec<String>,
+}
+
+impl Holdings {
+    fn read(answer: &[SimpleQueryMessage]) -> Self {
+        let mut holdings = Self { sessions: false, databases: Vec::new() };
+        for message in answer {
+            if let SimpleQueryMessage::Row(row) = message {
+                holdings.sessions |= row.get(0).is_some_and(|count| count != "0");
+                holdings.databases.extend(row.get(1).map(str::to_owned));
+            }
+        }
+        holdings
+    }
+}
