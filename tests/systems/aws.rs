@@ -1,6 +1,6 @@
 //! AWS: real moto behind a front that is as strict as STS, and the real `aws` CLI.
 
-use crate::world::{as_job, issuer, setup};
+use crate::world::{as_job, issuer, setup, token};
 use jobpass_exchanger::demo::{
     Algorithm, Ci,
     issuer::{Issuer, Rotation, Token},
@@ -122,6 +122,44 @@ async fn the_real_aws_cli_gets_its_credentials_from_jobpass() {
     assert_eq!(job.server.lease_states(), ["outliving"; 6]);
 }
 
+/// IAM's own request and answer shapes, with a session that is taken back.
+#[tokio::test]
+async fn a_denial_is_put_on_the_role() {
+    let (github, gitlab) = (issuer(Ci::GitHub).await, issuer(Ci::GitLab).await);
+    let moto = Moto::start().await;
+    let front = Sts::before(&moto).await;
+    let aws = async |arguments: &[&str]| {
+        let mut aws = program::installed("aws");
+        aws.args(["--endpoint-url", &moto.url, "--region", "us-east-1", "--output", "json", "iam"]).args(arguments);
+        aws.env_clear().env("PATH", program::path());
+        aws.envs([("AWS_ACCESS_KEY_ID", "admin"), ("AWS_SECRET_ACCESS_KEY", "admin")]);
+        let said = Program::run(aws).await.expect_success();
+        serde_json::from_str::<Value>(&said).unwrap_or_default()
+    };
+    aws(&["create-role", "--role-name", "deploy-api", "--assume-role-policy-document", "{}"]).await;
+    let denial = json!({ "endpoint_url": moto.url, "insecure_http": true });
+    let backend =
+        json!({ "aws_sts": { "region": "eu-central-1", "endpoint_url": front.url, "early_revocation": denial } });
+    let server = setup(&github, &gitlab)
+        .backend("aws-keyless", backend)
+        .environment("AWS_ACCESS_KEY_ID", "AKIAIOSFODNN7EXAMPLE")
+        .environment("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+        .grant("deploy-keyless.yaml")
+        .start()
+        .await;
+    let answer = server.exchange("deploy-keyless", &token(&github, &server), &[]).await;
+    assert_eq!((answer.status, &answer.body["revocable"]), (200, &json!(true)), "{}", answer.body);
+    let told = server.post("/revoke", &[("token", answer.body["refresh_token"].as_str().unwrap())]).await;
+    assert_eq!(told.body["state"], "revoking");
+    let name = server.leases()[0]["remote_name"].as_str().unwrap().to_owned();
+    let policy = aws(&["get-role-policy", "--role-name", "deploy-api", "--policy-name", &name]).await;
+    let statement = json!({
+        "Effect": "Deny", "Action": "*", "Resource": "*",
+        "Condition": { "StringLike": { "aws:userid": format!("*:{name}") } },
+    });
+    assert_eq!(policy["PolicyDocument"]["Statement"], json!([statement]), "{policy}");
+}
+
 /// The front itself: what AWS refuses, it refuses, so that a request that it lets through says something.
 #[tokio::test]
 async fn the_front_is_as_strict_as_sts() {
@@ -130,8 +168,8 @@ async fn the_front_is_as_strict_as_sts() {
     let issuer = Issuer::start(ports::ANY, Ci::GitHub, now).await.unwrap();
     issuer.rotate(Rotation::Add, Algorithm::EdDsa).unwrap();
     issuer.rotate(Rotation::Add, Algorithm::Es256).unwrap();
-    let token = Token::for_audience("sts.amazonaws.com");
-    let good = issuer.mint(&token).unwrap();
+    let web = Token::for_audience("sts.amazonaws.com");
+    let good = issuer.mint(&web).unwrap();
     let keyless = |changes: &[(&str, &str)]| {
         let mut form = vec![
             ("Action", "AssumeRoleWithWebIdentity"),
@@ -169,9 +207,9 @@ async fn the_front_is_as_strict_as_sts() {
         ("WebIdentityToken", &format!("{good}\n"), "InvalidIdentityToken"),
         ("WebIdentityToken", &format!("{}AAAA", &good[..good.len() - 4]), "InvalidIdentityToken"),
         ("WebIdentityToken", &minted(&Token::for_audience("another")), "InvalidIdentityToken"),
-        ("WebIdentityToken", &minted(&token.clone().aged(600)), "InvalidIdentityToken"),
-        ("WebIdentityToken", &minted(&token.clone().claim("sub", serde_json::Value::Null)), "InvalidIdentityToken"),
-        ("WebIdentityToken", &minted(&token.clone().signed_with(Algorithm::EdDsa)), "InvalidIdentityToken"),
+        ("WebIdentityToken", &minted(&web.clone().aged(600)), "InvalidIdentityToken"),
+        ("WebIdentityToken", &minted(&web.clone().claim("sub", serde_json::Value::Null)), "InvalidIdentityToken"),
+        ("WebIdentityToken", &minted(&web.clone().signed_with(Algorithm::EdDsa)), "InvalidIdentityToken"),
     ] {
         let answer = keyless(&[(name, value)]).await.unwrap();
         assert_eq!(answer.status(), 400, "{name}={value}");
