@@ -456,11 +456,11 @@ impl RemoteBackend for AwsSts {
 
     fn revoke<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<Revoked, RemoteError>> {
         Box::pin(async move {
-            let denial = self.denial.as_ref();
-            let denial = denial.ok_or_else(|| RemoteError("AWS cannot take a session back".to_owned()))?;
             if let State::Revoking { because: Ending::Expired, .. } = lease.state() {
                 return Ok(Revoked::Gone); // STS said when it ends, and that is over
             }
+            let denial = self.denial.as_ref();
+            let denial = denial.ok_or_else(|| RemoteError("put `early_revocation` back into the config".to_owned()))?;
             let session = Session::of(lease);
             let session =
                 session.ok_or_else(|| RemoteError("the lease does not say which session it is".to_owned()))?;

@@ -320,6 +320,15 @@ impl RemoteBackend for Fixed {
         Duration::ZERO // reading makes nothing
     }
 
+    /// The secret that the job has already, which the hook leaves as it is until then.
+    fn extends(&self) -> bool {
+        self.hook.is_some()
+    }
+
+    fn extend<'a>(&'a self, _: &'a Lease, _: Timestamp) -> BoxFuture<'a, Result<(), RemoteError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     fn plan(&self, permit: &Permit, order: &Order) -> Result<Plan, MintError> {
         let Compiled(file) = spec::of(permit)?;
         let worst_expiry = if self.hook.is_some() { order.expires_at } else { self.gone_by(order.at) };
@@ -344,13 +353,16 @@ impl RemoteBackend for Fixed {
                 }
                 tracing::error!(source = %self.source, "{why}");
             }
-            let unusable = |why: &str| MintError::Refused(format!("{}: {why}", self.source));
-            let credential = match (file.shape, &file.url) {
-                (Shape::Fields, _) => Credential::fixed_secret(held.value.fields().map_err(|why| unusable(&why))?),
-                (Shape::ApiKey, Some(url)) => {
-                    Credential::api_key(url, held.value.one(file.field.as_deref()).map_err(|why| unusable(&why))?)
+            let unusable = |why: String| MintError::Refused(format!("{}: {why}", self.source));
+            let credential = match file.shape {
+                Shape::Fields => Credential::fixed_secret(held.value.fields().map_err(unusable)?),
+                Shape::ApiKey | Shape::Bearer => {
+                    let text = held.value.one(file.field.as_deref()).map_err(unusable)?;
+                    match &file.url {
+                        Some(url) => Credential::api_key(url, text),
+                        None => Credential::bearer(text),
+                    }
                 }
-                _ => Credential::bearer(held.value.one(file.field.as_deref()).map_err(|why| unusable(&why))?),
             };
             let expires_at =
                 if self.hook.is_some() { order.expires_at } else { self.gone_by(order.at).max(order.expires_at) };
@@ -360,7 +372,7 @@ impl RemoteBackend for Fixed {
 
     fn revoke<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<Revoked, RemoteError>> {
         Box::pin(async move {
-            let hook = self.hook.as_ref().ok_or_else(|| RemoteError("no `rotate` is configured".to_owned()))?;
+            let hook = self.hook.as_ref().ok_or_else(|| RemoteError("put `rotate` back into the config".to_owned()))?;
             hook.call(lease).await.map(|()| Revoked::Gone).map_err(RemoteError)
         })
     }
