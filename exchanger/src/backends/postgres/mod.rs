@@ -36,6 +36,7 @@ use serde_json::json;
 use sql::{Identifier, NewRole};
 use std::{
     fmt::Write as _,
+    num::NonZeroU32,
     path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -82,6 +83,9 @@ pub struct File {
     pub advertise: Advertise,
     /// How many connections we keep at most. Default 8.
     pub max_connections: Option<u16>,
+    /// How often the password is hashed. Default 4096, the least that some drivers accept (pgjdbc). PostgreSQL
+    /// hashes as often to make a role; the passwords are random, so that 1 protects them as well.
+    pub scram_iterations: Option<NonZeroU32>,
     /// How long a creation may take. Default `5s`.
     pub deadline: Option<Span>,
     /// How long after the deadline one may still be on its way inside the server. Default `15s`.
@@ -165,6 +169,7 @@ pub struct Postgres {
     job_port: u16,
     job_sslmode: String,
     database: String,
+    scram_iterations: NonZeroU32,
     deadline: Duration,
     settle: Duration,
 }
@@ -236,6 +241,7 @@ impl Postgres {
             job_port: file.advertise.port.unwrap_or(port),
             job_sslmode: file.advertise.sslmode.unwrap_or_else(|| sslmode.to_owned()),
             database: file.database,
+            scram_iterations: file.scram_iterations.unwrap_or(scram::ITERATIONS),
             deadline: file.deadline.map_or(DEADLINE, |span| span.0),
             settle: file.settle.map_or(SETTLE, |span| span.0),
         })
@@ -247,7 +253,7 @@ impl Postgres {
         };
         let name = Identifier::parse(&pending.remote_name()).map_err(|error| spec::unfit("lease", &error))?;
         let password = spec::password()?;
-        let verifier = Zeroizing::new(scram::verifier(password.expose(), &*spec::random()?));
+        let verifier = Zeroizing::new(scram::verifier(password.expose(), &*spec::random()?, self.scram_iterations));
         // Each step may take half of the time that is left: what is held up ends here, with a certain outcome.
         let until = Instant::now() + self.deadline;
         let patience = || until.saturating_duration_since(Instant::now()) / 2;

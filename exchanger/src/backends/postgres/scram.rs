@@ -5,18 +5,18 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use std::num::NonZeroU32;
 use zeroize::Zeroizing;
 
-/// PostgreSQL's own default, and the least that RFC 7677 §4 asks for.
-const ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).unwrap();
+/// PostgreSQL's own default, and the least that RFC 7677 §4 asks for: people's passwords can be guessed.
+pub(super) const ITERATIONS: NonZeroU32 = NonZeroU32::new(4096).unwrap();
 
 /// The verifier of a password in ASCII, which SASLprep (RFC 4013) leaves as it is.
-pub(super) fn verifier(password: &str, salt: &[u8; 16]) -> String {
+pub(super) fn verifier(password: &str, salt: &[u8; 16], iterations: NonZeroU32) -> String {
     let mut salted = Zeroizing::new([0; digest::SHA256_OUTPUT_LEN]);
-    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, ITERATIONS, salt, password.as_bytes(), &mut *salted);
+    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, salt, password.as_bytes(), &mut *salted);
     let key = hmac::Key::new(hmac::HMAC_SHA256, &*salted);
     let stored = digest::digest(&digest::SHA256, hmac::sign(&key, b"Client Key").as_ref());
     let server = hmac::sign(&key, b"Server Key");
     let [salt, stored, server] = [&salt[..], stored.as_ref(), server.as_ref()].map(|bytes| STANDARD.encode(bytes));
-    format!("SCRAM-SHA-256${ITERATIONS}:{salt}${stored}:{server}")
+    format!("SCRAM-SHA-256${iterations}:{salt}${stored}:{server}")
 }
 
 #[cfg(test)]
@@ -27,7 +27,7 @@ mod tests {
     fn it_is_the_one_that_rfc_7677_computes_with() {
         // RFC 7677 §3: user, pencil. The server's final message proves ServerKey, and the client's StoredKey.
         let salt: [u8; 16] = STANDARD.decode("W22ZaJ0SNY7soEsUEjb6gQ==").expect("base64").try_into().expect("16 bytes");
-        let text = verifier("pencil", &salt);
+        let text = verifier("pencil", &salt, ITERATIONS);
         let (stored, server) = text.rsplit_once('$').and_then(|(_, keys)| keys.split_once(':')).expect("two keys");
         let nonce = "rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0";
         let message =
