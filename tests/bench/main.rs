@@ -5,6 +5,7 @@
 //! noisy moment of the machine hits all of them. It prints numbers and never fails a build: a shared
 //! machine proves nothing about a program.
 
+mod credentials;
 mod floor;
 mod jobpass;
 mod load;
@@ -92,12 +93,20 @@ enum Part {
         #[arg(long)]
         key: PathBuf,
     },
+    /// PostgreSQL roles, SSH and X.509 certificates beside OpenBao's.
+    Credentials,
 }
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
     match cli.command {
         Some(Part::Floor { listen, key }) => floor::serve(listen, &fs::read(key)?),
+        Some(Part::Credentials) => {
+            let Options { exchanger, openbao, directory, seconds, .. } = &cli.options;
+            fs::create_dir_all(directory)?;
+            let bao = openbao.as_deref().context("name OpenBao's program: --openbao")?;
+            credentials::measure(exchanger, bao, directory, Duration::from_secs_f64(*seconds))
+        }
         None => measure(&cli.options),
     }
 }
@@ -109,15 +118,17 @@ fn measure(options: &Options) -> Result<()> {
     let directory = directory.path();
     let disk = Disk::at(directory)?;
     let forge = Forge::new()?;
-    let jobpass = Jobpass::prepare(&options.exchanger, &directory.join("jobpass"), &forge)?;
+    let jobpass = Jobpass::prepare(&options.exchanger, &directory.join("jobpass"), &forge, &[])?;
     let (mut running, starts) = time_starts(&jobpass, &forge)?;
     std::thread::sleep(SETTLE);
     let mut footprint = Footprint { starts, rss_idle: running.rss()?, ..Footprint::default() };
     let disk_before = jobpass.disk()?;
 
     let floor = start_floor(&forge, directory)?;
-    let openbao =
-        options.openbao.as_deref().map(|bao| OpenBao::start(bao, &directory.join("openbao"), &forge, &jobpass.url));
+    let openbao = options
+        .openbao
+        .as_deref()
+        .map(|bao| OpenBao::start(bao, &directory.join("openbao"), &forge, &jobpass.url, &|_| Ok(())));
     let openbao = openbao.transpose().context("OpenBao")?;
 
     let mut report = Report::default();

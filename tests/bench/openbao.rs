@@ -38,26 +38,29 @@ impl Mode {
     /// Whole exchanges, one for each token. Each kind of token has a mount and a role of its own:
     /// switching kinds would cost a write.
     pub(crate) fn exchanges(self, tokens: &[Token]) -> Vec<Exchange> {
-        let login = |mount: &str, token: &Token| {
-            request("POST", &format!("auth/{mount}/login"), "", &json!({ "role": "ci", "jwt": token }).to_string())
-        };
-        let parameter =
-            |key: &str, value: &str| URL_SAFE_NO_PAD.encode(json!({ "key": key, "value": value }).to_string());
         let make = |token: &Token| match self {
             Self::Service => Exchange::Two { login: login("jwt", token), then: "identity/oidc/token/jwt" },
             Self::Batch => Exchange::Two { login: login("jwt-batch", token), then: "identity/oidc/token/jwt-batch" },
-            Self::Inline => {
-                let headers = format!(
-                    "x-vault-inline-auth-path: auth/jwt-batch/login\r\n\
-                     x-vault-inline-auth-parameter-role: {}\r\nx-vault-inline-auth-parameter-jwt: {}\r\n",
-                    parameter("role", "ci"),
-                    parameter("jwt", token)
-                );
-                Exchange::One(request("GET", "identity/oidc/token/jwt-batch", &headers, ""))
-            }
+            Self::Inline => Exchange::One(request("GET", "identity/oidc/token/jwt-batch", &inline(token), "")),
         };
         tokens.iter().map(make).collect()
     }
+}
+
+/// A login by a mount's role.
+pub(crate) fn login(mount: &str, token: &Token) -> Vec<u8> {
+    request("POST", &format!("auth/{mount}/login"), "", &json!({ "role": "ci", "jwt": token }).to_string())
+}
+
+/// The headers that log in within another request.
+pub(crate) fn inline(token: &Token) -> String {
+    let parameter = |key: &str, value: &str| URL_SAFE_NO_PAD.encode(json!({ "key": key, "value": value }).to_string());
+    format!(
+        "x-vault-inline-auth-path: auth/jwt-batch/login\r\nx-vault-inline-auth-parameter-role: {}\r\n\
+         x-vault-inline-auth-parameter-jwt: {}\r\n",
+        parameter("role", "ci"),
+        parameter("jwt", token)
+    )
 }
 
 /// One exchange's requests.
@@ -71,14 +74,21 @@ pub(crate) enum Exchange {
 /// A running OpenBao.
 pub(crate) struct OpenBao(Server);
 
-struct Admin {
+/// A connection with all rights.
+pub(crate) struct Admin {
     connection: Connection,
     token: String,
 }
 
 impl OpenBao {
-    /// Starts it, unseals it, sets it up.
-    pub(crate) fn start(program: &Path, directory: &Path, forge: &Forge, audience: &str) -> Result<Self> {
+    /// Starts it, unseals it, sets it up, and as `more` says.
+    pub(crate) fn start(
+        program: &Path,
+        directory: &Path,
+        forge: &Forge,
+        audience: &str,
+        more: &dyn Fn(&mut Admin) -> Result<()>,
+    ) -> Result<Self> {
         let (address, cluster) = (server::free_address()?, server::free_address()?);
         fs::create_dir_all(directory.join("data"))?;
         let directory = directory.display();
@@ -102,6 +112,7 @@ impl OpenBao {
         admin.call("PUT", "sys/unseal", &json!({ "key": text(&made, "/keys/0")? }))?;
         wait_until_active(address)?;
         set_up(&mut admin, forge, audience)?;
+        more(&mut admin)?;
         let openbao = Self(server);
         openbao.first_logins(&forge.mint(REPOSITORIES, audience)?)?;
         Ok(openbao)
@@ -166,7 +177,8 @@ impl Exchange {
 }
 
 impl Admin {
-    fn call(&mut self, method: &str, path: &str, body: &Value) -> Result<Value> {
+    /// Sends a request that must succeed.
+    pub(crate) fn call(&mut self, method: &str, path: &str, body: &Value) -> Result<Value> {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let header = format!("x-vault-token: {}\r\n", self.token);
         let answer = self.connection.ask(&request(method, path, &header, &body))?;
@@ -177,7 +189,7 @@ impl Admin {
 }
 
 /// Sends a request that must succeed; returns the `client_token` in the answer, if there is one.
-fn granted(connection: &mut Connection, request: &[u8]) -> Result<String> {
+pub(crate) fn granted(connection: &mut Connection, request: &[u8]) -> Result<String> {
     let answer = connection.ask(request)?;
     let body = String::from_utf8_lossy(answer.body);
     ensure!(answer.status == 200, "{}: {body}", answer.status);
@@ -195,7 +207,8 @@ fn wait_until_active(address: SocketAddr) -> Result<()> {
     bail!("it does not become active")
 }
 
-fn request(method: &str, path: &str, headers: &str, body: &str) -> Vec<u8> {
+/// A whole request.
+pub(crate) fn request(method: &str, path: &str, headers: &str, body: &str) -> Vec<u8> {
     let length = body.len();
     format!("{method} /v1/{path} HTTP/1.1\r\nhost: openbao\r\n{headers}content-length: {length}\r\n\r\n{body}")
         .into_bytes()
