@@ -16,7 +16,6 @@ use super::{
 use crate::{
     config::Span,
     leases::{Lease, Revocability},
-    outbound::OutboundOptions,
     signing::Algorithm,
     store::PendingLease,
 };
@@ -128,13 +127,7 @@ impl Azure {
         let identity = format!("{authority}/{}", file.tenant);
         let url =
             Url::parse(&format!("{identity}/oauth2/v2.0/token")).map_err(|error| format!("authority: {error}"))?;
-        let options = OutboundOptions {
-            allow_networks: file.allow_networks,
-            ca_file: file.ca_file.map(|path| context.path(&path)),
-            insecure_http: file.insecure_http,
-            deadline: DEADLINE,
-            ..OutboundOptions::default()
-        };
+        let options = context.outbound(file.allow_networks, file.ca_file, file.insecure_http, DEADLINE);
         let upstream = Upstream::new("Entra", options, context);
         let endpoint = TokenEndpoint { url, upstream, longest, clock: Arc::clone(&context.clock) };
         Ok(Self { identity, tenant: file.tenant, clients: file.clients, presenter, endpoint })

@@ -18,7 +18,6 @@ use crate::{
     clock::Timestamp,
     config::Span,
     leases::{Lease, Revocability},
-    outbound::OutboundOptions,
     signing::Algorithm,
     store::PendingLease,
 };
@@ -222,13 +221,7 @@ impl Gcp {
             projects: file.projects,
             upstream: Upstream::new(
                 "Google",
-                OutboundOptions {
-                    allow_networks: file.allow_networks,
-                    ca_file: file.ca_file.map(|path| context.path(&path)),
-                    insecure_http: file.insecure_http,
-                    deadline: REQUEST_DEADLINE,
-                    ..OutboundOptions::default()
-                },
+                context.outbound(file.allow_networks, file.ca_file, file.insecure_http, REQUEST_DEADLINE),
                 context,
             ),
         })

@@ -17,7 +17,7 @@ use crate::{
     clock::{Clock, Timestamp},
     config::{Env, SecretRef, Span},
     leases::{Lease, Revocability},
-    outbound::{Fetched, OutboundOptions},
+    outbound::Fetched,
     sealing::Sealing,
     store::PendingLease,
 };
@@ -217,13 +217,7 @@ impl GitHubApp {
             });
         }
         let deadline = file.deadline.map_or(DEADLINE, |span| span.0);
-        let options = OutboundOptions {
-            allow_networks: file.allow_networks,
-            ca_file: file.ca_file.map(|path| context.path(&path)),
-            insecure_http: file.insecure_http,
-            deadline,
-            ..OutboundOptions::default()
-        };
+        let options = context.outbound(file.allow_networks, file.ca_file, file.insecure_http, deadline);
         Ok(Self {
             revoke_url: url("/installation/token")?,
             identity,

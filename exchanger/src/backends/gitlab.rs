@@ -14,7 +14,7 @@ use crate::{
     clock::Timestamp,
     config::{Env, SecretRef, Span},
     leases::{Lease, Revocability},
-    outbound::{Fetched, OutboundOptions},
+    outbound::Fetched,
     store::PendingLease,
 };
 use futures_util::future::BoxFuture;
@@ -184,13 +184,7 @@ impl GitLab {
             return Err("url: expected https://host, without query or user".to_owned());
         }
         let deadline = file.deadline.map_or(DEADLINE, |span| span.0);
-        let options = OutboundOptions {
-            allow_networks: file.allow_networks,
-            ca_file: file.ca_file.map(|path| context.path(&path)),
-            insecure_http: file.insecure_http,
-            deadline,
-            ..OutboundOptions::default()
-        };
+        let options = context.outbound(file.allow_networks, file.ca_file, file.insecure_http, deadline);
         Ok(Self {
             identity: url.as_str().trim_end_matches('/').to_owned(),
             url,

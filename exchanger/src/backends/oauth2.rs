@@ -191,13 +191,7 @@ impl OAuth2 {
     /// When the config cannot be right; the text names the field.
     pub fn client_credentials(file: ClientCredentialsFile, context: &BuildContext) -> Result<Self, String> {
         let client = Some(Client::build(file.client, &file.token_url, context)?);
-        let options = OutboundOptions {
-            allow_networks: file.allow_networks,
-            ca_file: file.ca_file.map(|path| context.path(&path)),
-            insecure_http: file.insecure_http,
-            deadline: DEADLINE,
-            ..OutboundOptions::default()
-        };
+        let options = context.outbound(file.allow_networks, file.ca_file, file.insecure_http, DEADLINE);
         let endpoint = endpoint(&file.token_url, file.token_lifetime.0, options, context)?;
         Self::build("oauth2_client_credentials", client, None, endpoint, file.revocation_url, context)
     }
@@ -209,13 +203,7 @@ impl OAuth2 {
     pub fn token_exchange(file: TokenExchangeFile, context: &BuildContext) -> Result<Self, String> {
         let client = file.client.map(|client| Client::build(client, &file.token_url, context)).transpose()?;
         let subject = Some(Presenter::build(context, file.audience, file.algorithm, ALGORITHMS)?);
-        let options = OutboundOptions {
-            allow_networks: file.allow_networks,
-            ca_file: file.ca_file.map(|path| context.path(&path)),
-            insecure_http: file.insecure_http,
-            deadline: DEADLINE,
-            ..OutboundOptions::default()
-        };
+        let options = context.outbound(file.allow_networks, file.ca_file, file.insecure_http, DEADLINE);
         let endpoint = endpoint(&file.token_url, file.token_lifetime.0, options, context)?;
         Self::build("token_exchange", client, subject, endpoint, file.revocation_url, context)
     }

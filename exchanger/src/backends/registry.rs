@@ -8,9 +8,11 @@ use crate::{
     clock::Clock,
     config::{Env, SecretRef},
     leases::Revocability,
+    outbound::OutboundOptions,
     sealing::{Sealing, SealingError},
     signing::Keys,
 };
+use ipnet::IpNet;
 use jobpass_protocol::BackendName;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{
@@ -23,6 +25,7 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 /// A backend in the server's config: `{ TYPE: { … }, limits: { … } }`.
@@ -177,6 +180,19 @@ impl BuildContext {
     #[must_use]
     pub fn path(&self, path: &Path) -> PathBuf {
         self.base.join(path)
+    }
+
+    /// How a backend's requests go out, by what its config says of the network.
+    #[must_use]
+    pub fn outbound(
+        &self,
+        allow_networks: Vec<IpNet>,
+        ca_file: Option<PathBuf>,
+        insecure_http: bool,
+        deadline: Duration,
+    ) -> OutboundOptions {
+        let ca_file = ca_file.map(|path| self.path(&path));
+        OutboundOptions { allow_networks, ca_file, insecure_http, deadline, ..OutboundOptions::default() }
     }
 
     /// A secret's reference as it was meant.

@@ -18,7 +18,7 @@ use crate::{
     clock::{Clock, Timestamp},
     config::Span,
     leases::{Lease, Revocability},
-    outbound::{Fetched, OutboundOptions},
+    outbound::Fetched,
     sealing::Sealing,
     signing::Algorithm,
     store::PendingLease,
@@ -188,13 +188,7 @@ impl Vault {
         let namespace = file.namespace.as_ref().map(HeaderValue::try_from).transpose();
         let takes = [Algorithm::Es256, Algorithm::EdDsa, Algorithm::Rs256];
         let deadline = file.deadline.map_or(DEADLINE, |span| span.0);
-        let options = OutboundOptions {
-            allow_networks: file.allow_networks,
-            ca_file: file.ca_file.map(|path| context.path(&path)),
-            insecure_http: file.insecure_http,
-            deadline,
-            ..OutboundOptions::default()
-        };
+        let options = context.outbound(file.allow_networks, file.ca_file, file.insecure_http, deadline);
         Ok(Self {
             identity: address.as_str().trim_end_matches('/').to_owned(),
             auth_mount,

@@ -10,7 +10,6 @@ use crate::{
     },
     clock::Timestamp,
     leases::Lease,
-    outbound::OutboundOptions,
 };
 use http::{HeaderValue, Request, header};
 use ipnet::IpNet;
@@ -54,12 +53,7 @@ pub(super) struct Denial {
 impl Denial {
     pub(super) fn build(file: DenialFile, context: &BuildContext) -> Result<Self, String> {
         let url = Url::parse(file.endpoint_url.as_deref().unwrap_or("https://iam.amazonaws.com"));
-        let options = OutboundOptions {
-            allow_networks: file.allow_networks,
-            insecure_http: file.insecure_http,
-            deadline: super::DEADLINE,
-            ..OutboundOptions::default()
-        };
+        let options = context.outbound(file.allow_networks, None, file.insecure_http, super::DEADLINE);
         Ok(Self {
             url: url.map_err(|error| format!("endpoint_url: {error}"))?,
             upstream: Upstream::new("IAM", options, context),

@@ -9,7 +9,6 @@ use crate::{
     },
     config::Env,
     leases::Lease,
-    outbound::OutboundOptions,
 };
 use http::{HeaderValue, Request, header};
 use ipnet::IpNet;
@@ -77,13 +76,7 @@ impl Hook {
                 headers: Headers::parse(file.headers, context).map_err(|why| format!("http.{why}"))?,
                 upstream: Box::new(Upstream::new(
                     "the hook",
-                    OutboundOptions {
-                        allow_networks: file.allow_networks,
-                        ca_file: file.ca_file.map(|path| context.path(&path)),
-                        insecure_http: file.insecure_http,
-                        deadline,
-                        ..OutboundOptions::default()
-                    },
+                    context.outbound(file.allow_networks, file.ca_file, file.insecure_http, deadline),
                     context,
                 )),
             },

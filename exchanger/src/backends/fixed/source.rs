@@ -11,7 +11,6 @@ use crate::{
     },
     clock::Timestamp,
     config::{Env, SecretRef},
-    outbound::OutboundOptions,
 };
 use http::Request;
 use jobpass_protocol::{GrantName, Secret};
@@ -155,13 +154,7 @@ impl SecretsManager {
     fn build(file: AwsFile, deadline: Duration, context: &BuildContext) -> Result<Self, String> {
         let default = format!("https://secretsmanager.{}.amazonaws.com", file.region);
         let url = Url::parse(file.endpoint_url.as_deref().unwrap_or(&default));
-        let options = OutboundOptions {
-            allow_networks: file.allow_networks,
-            ca_file: file.ca_file.map(|path| context.path(&path)),
-            insecure_http: file.insecure_http,
-            deadline,
-            ..OutboundOptions::default()
-        };
+        let options = context.outbound(file.allow_networks, file.ca_file, file.insecure_http, deadline);
         Ok(Self {
             identity: AwsIdentity::new("secretsmanager", &file.region, context),
             region: file.region,

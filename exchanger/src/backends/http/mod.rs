@@ -22,7 +22,7 @@ use crate::{
     clock::{Clock, Timestamp},
     config::{Env, SecretRef, Span},
     leases::{Lease, Revocability, State},
-    outbound::{Fetched, OutboundError, OutboundOptions},
+    outbound::{Fetched, OutboundError},
     sealing::Sealing,
     store::PendingLease,
 };
@@ -326,13 +326,7 @@ impl Http {
             headers,
             upstream: Upstream::new(
                 "the API",
-                OutboundOptions {
-                    allow_networks: file.allow_networks,
-                    ca_file: file.ca_file.map(|path| context.path(&path)),
-                    insecure_http: file.insecure_http,
-                    deadline,
-                    ..OutboundOptions::default()
-                },
+                context.outbound(file.allow_networks, file.ca_file, file.insecure_http, deadline),
                 context,
             ),
             env: context.env.clone(),

@@ -19,7 +19,6 @@ use crate::{
     clock::Timestamp,
     config::{SecretRef, Span},
     leases::{Lease, Revocability},
-    outbound::OutboundOptions,
     store::PendingLease,
 };
 use api::{Api, Trouble};
@@ -159,13 +158,7 @@ impl Rabbitmq {
             return Err("management_url: expected https://host:15671, without query or user".to_owned());
         }
         let deadline = file.deadline.map_or(DEADLINE, |span| span.0);
-        let options = OutboundOptions {
-            allow_networks: file.allow_networks,
-            ca_file: file.ca_file.map(|path| context.path(&path)),
-            insecure_http: file.insecure_http,
-            deadline,
-            ..OutboundOptions::default()
-        };
+        let options = context.outbound(file.allow_networks, file.ca_file, file.insecure_http, deadline);
         Ok(Self {
             identity: url.to_string(),
             api: Api::new(url, file.user, context.secret(file.password), context.env.clone(), options),
