@@ -5,6 +5,7 @@ use crate::{
     compile::{Role, unknown_claim},
     decide::{Decision, Denial, DenialKind, Freezes, Request, RuleTrace, decide},
     document::{self, At, CaseFile, CasesFile, Expect, Tree, place, scalar},
+    explain::reason,
     fixtures::{FIXTURES, fixture},
     grant::{Grant, PolicySet, Rule},
     issuer::{Kind, Profile},
@@ -481,10 +482,6 @@ pub(crate) fn set(object: &mut Map<String, Json>, path: &[String], value: Json) 
 fn why(denial: &Denial) -> String {
     match &denial.kind {
         DenialKind::NoRule => denial.trace().rules.iter().map(|rule| rule.summary()).collect::<Vec<_>>().join("\n"),
-        DenialKind::UnknownGrant => "no grant has that name".to_owned(),
-        DenialKind::Guard { name } => format!("a guard denies: {name}"),
-        DenialKind::Shadow { rule } => format!("rule {rule} would permit it, but it is in mode: shadow"),
-        DenialKind::Frozen { reason } => format!("frozen: {reason}"),
-        DenialKind::Scope { beyond } => format!("the grant has no scope {}", beyond.join(", ")),
+        _ => reason(denial),
     }
 }

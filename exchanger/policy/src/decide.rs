@@ -161,7 +161,8 @@ pub enum DenialKind {
     },
     /// A rule matches, but the grant does not have these scopes.
     Scope {
-        /// Those asked for that it does not have.
+        /// Those asked for that it does not have. The caller's own words, which no log holds.
+        #[serde(skip)]
         beyond: Vec<String>,
     },
 }

@@ -126,6 +126,9 @@ fn because(trace: &Trace) -> String {
         Some(DenialKind::Frozen { reason }) => format!("frozen: {reason}"),
         Some(DenialKind::Guard { name }) => format!("a guard denies: {name}"),
         Some(DenialKind::Shadow { rule }) => format!("rule {rule} matches, but it is only tried out (mode: shadow)"),
+        Some(DenialKind::Scope { beyond }) if beyond.is_empty() => {
+            "it asks for a scope that the grant has not".to_owned()
+        }
         Some(DenialKind::Scope { beyond }) => format!("the grant has no scope {}", beyond.join(", ")),
         Some(DenialKind::NoRule) | None => {
             let nearest = trace.rules.iter().min_by_key(|rule| distance(rule));

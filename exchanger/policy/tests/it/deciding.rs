@@ -84,6 +84,8 @@ fn a_permit_is_never_more_than_was_asked_for_and_written() {
                 let beyond = beyond.into_iter().map(str::to_owned).collect();
                 assert_eq!(denial.kind, DenialKind::Scope { beyond });
                 assert_eq!(denial.disclosed(), ["the grant has no scope admin"]);
+                let recorded = serde_json::to_string(&denial.trace()).expect("JSON");
+                assert!(recorded.contains("scope") && !recorded.contains("admin"), "a caller's words: {recorded}");
             }
             (decision, _) => panic!("{decision:?}"),
         }
