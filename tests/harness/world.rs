@@ -328,9 +328,9 @@ impl World {
         serde_json::to_value(lease.expect("the lease is listed").state).expect("JSON")
     }
 
-    /// Waits (by the machine's clock, at most ten seconds) until something holds.
+    /// Waits (by the machine's clock, at most a minute) until something holds.
     pub async fn until<F: Future<Output = bool>>(&self, what: &str, mut holds: impl FnMut() -> F) {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         while !holds().await {
             assert!(tokio::time::Instant::now() < deadline, "never came true: {what}");
             tokio::time::sleep(Duration::from_millis(10)).await;
