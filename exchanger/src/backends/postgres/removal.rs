@@ -13,8 +13,9 @@ const SESSION_END_MS: u64 = 5000;
 const BLOCKED_AFTER: Duration = Duration::from_millis(300);
 /// How long one waits for others whose objects are removed, before it is tried again later.
 const REMOVALS_WAIT: Duration = Duration::from_secs(2);
-/// How long the removal of objects waits for each lock that somebody's session holds on them.
-const REMOVAL_LOCK_WAIT: Duration = Duration::from_secs(1);
+/// How long the removal of objects waits for each lock that somebody's session holds on them. Short: the role is
+/// shut out already, and whoever waits for the place waits for several of these.
+const REMOVAL_LOCK_WAIT: Duration = Duration::from_millis(250);
 /// How often sessions and objects that turn up meanwhile are cleared away before it is tried again later.
 const ROUNDS: usize = 3;
 
