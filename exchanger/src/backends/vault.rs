@@ -334,6 +334,9 @@ impl RemoteBackend for Vault {
     fn plan(&self, permit: &Permit, order: &Order) -> Result<Plan, MintError> {
         let spec: &Compiled = spec::of(permit)?;
         let role = spec::render("credential.role", &spec.role, permit)?;
+        if !is_path(&role) {
+            return Err(spec::unfit("credential.role", &"no role can be named . or .."));
+        }
         if !self.roles.is_empty() && !self.roles.contains(&role) {
             return Err(spec::unfit("credential.role", &"the role is none of the backend's"));
         }
@@ -489,6 +492,11 @@ mod tests {
         for hostile in ["a'b", "a\"b", "a\\b", "a*b", "a?b", "a#b", "a%2e", "a b", "a\nb", "a\0b", "а", "", &long] {
             let refused = plan(&bench, SPEC, &[("repository_id", hostile)]).err();
             assert!(refused.is_some_and(|error| error.starts_with("credential.")), "{hostile:?}");
+        }
+        let any = Bench::new("bao: { vault: { address: https://bao.example:8200, audience: bao.example } }");
+        for dots in [".", ".."] {
+            let refused = plan(&any, "role: \"{{ claims.repository_id }}\"", &[("repository_id", dots)]).err();
+            assert!(refused.is_some_and(|error| error.starts_with("credential.role")), "{dots:?}");
         }
         for dots in ["..", "/..", "/../sys", "./."] {
             let read = "role: ci\nread: \"{{ claims.repository_id }}/x\"";
