@@ -5,6 +5,9 @@
 //! an error denies, and so does a claim of an unknown form.
 
 mod meaning;
+mod partial;
+
+pub(crate) use partial::Known;
 
 use crate::{
     claims::{Claims, Held, Value},
@@ -21,7 +24,7 @@ use cel::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     fmt,
     sync::{Arc, LazyLock},
 };
@@ -211,9 +214,16 @@ impl Condition {
         self.conjuncts.as_deref()
     }
 
-    /// The claims that it says what they are, whatever else it is; `None`: it never holds.
-    pub(crate) fn bound(&self) -> Option<BTreeSet<&str>> {
-        meaning::bound(self.program.expression(), true)
+    /// Whether it may hold where this is known, whatever the other claims are.
+    pub(crate) fn may_hold(&self, known: &Known) -> bool {
+        partial::may_hold(self.program.expression(), known)
+    }
+
+    /// The texts that are written out in it.
+    pub(crate) fn texts(&self) -> Vec<&str> {
+        let mut texts = Vec::new();
+        meaning::each_text(self.program.expression(), &mut |text| texts.push(text));
+        texts
     }
 
     /// Whether a part of it that has to hold is the same whatever the token says.
@@ -230,12 +240,13 @@ impl Condition {
         negates
     }
 
-    /// Its calls that look at a part of a text: the function, and which part where it is written out.
-    pub(crate) fn parts(&self) -> Vec<(&str, Option<&str>)> {
+    /// Its calls that look at a part of a claim: the function, the claim, and which part where it is written out.
+    pub(crate) fn parts(&self) -> Vec<(&str, Option<&str>, Option<&str>)> {
         let mut parts = Vec::new();
         meaning::each_call(self.program.expression(), &mut |call| {
             if ["startsWith", "endsWith", "contains"].contains(&call.func_name.as_str()) {
-                parts.push((call.func_name.as_str(), call.args.first().and_then(literal_text)));
+                let claim = call.target.as_deref().and_then(claim_name);
+                parts.push((call.func_name.as_str(), claim, call.args.first().and_then(literal_text)));
             }
         });
         parts

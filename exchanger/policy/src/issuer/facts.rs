@@ -39,8 +39,12 @@ pub struct LintFacts {
     pub weak: BTreeMap<String, String>,
     /// Claims, and what their values look like (a regular expression) where nobody chose one.
     pub catch_all: BTreeMap<String, String>,
-    /// Claims, and values that are worth different credentials.
-    pub apart: BTreeMap<String, Vec<String>>,
+    /// Values that are worth different credentials.
+    pub apart: Vec<Apart>,
+    /// Claims, and their values for code that nobody has reviewed yet.
+    pub review_values: BTreeMap<String, Vec<String>>,
+    /// Claims that only jobs have whose code nobody has reviewed yet.
+    pub review_only: Vec<String>,
     /// How subjects end whose code nobody has reviewed yet.
     pub review_subject: Option<String>,
     /// Claims of which a rule has to name at least one, and why.
@@ -83,12 +87,25 @@ pub struct RefType {
     pub unless_prefixed: Vec<String>,
 }
 
+/// See [`LintFacts::apart`].
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Apart {
+    /// Claims that say the same thing.
+    pub claims: Vec<String>,
+    /// What they may say.
+    pub values: Vec<String>,
+}
+
 /// See [`LintFacts::demand`].
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Demand {
     /// One of these must be matched.
     pub any_of: Vec<String>,
+    /// Whether it is their absence that must be asked for.
+    #[serde(default)]
+    pub absent: bool,
     /// Why.
     pub because: String,
 }

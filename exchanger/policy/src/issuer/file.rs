@@ -299,7 +299,15 @@ impl Profile {
             .chain(reusable.map(|name| ("lint.reusable", name)))
             .chain(fork.map(|name| ("lint.fork", name)))
             .chain(ref_type.map(|name| ("lint.ref_type", name)))
-            .chain(lint.run.iter().chain(lint.catch_all.keys()).chain(lint.apart.keys()).map(|name| ("lint", name)))
+            .chain(
+                lint.run
+                    .iter()
+                    .chain(lint.catch_all.keys())
+                    .chain(lint.apart.iter().flat_map(|group| &group.claims))
+                    .chain(&lint.review_only)
+                    .chain(lint.review_values.keys())
+                    .map(|name| ("lint", name)),
+            )
             .chain(lint.refuse.keys().map(|name| ("lint.refuse", name)))
             .chain(self.words.which.iter().chain(&self.words.say).map(|(name, _)| ("words", name)))
             .chain(lint.demand.iter().flat_map(|d| &d.any_of).map(|name| ("lint.demand", name)))

@@ -148,7 +148,7 @@ pub const RULES: &[LintRule] = &[
     warning(
         "phases-together",
         "one phase runs what nobody has approved, and gets what the other gets",
-        "write a rule, or better a grant, for each",
+        "write a grant for each",
     ),
     warning("asks-for-unprotected", "the rule accepts what nothing protects", "match \"true\" only"),
     // patterns

@@ -1,13 +1,14 @@
 //! What matchers and conditions amount to, as far as their shape shows.
 
+use super::trial::twin;
 use crate::{
     claims::{Held, Value},
     grant::{Check, Rule},
-    issuer::{Claim, Profile},
-    pattern::{Glob, Matcher, Pattern, WholeRegex},
+    issuer::Claim,
+    pattern::{Matcher, Pattern},
 };
 use regex::Regex;
-use std::sync::LazyLock;
+use std::{collections::BTreeSet, sync::LazyLock};
 
 static PLACEHOLDER: LazyLock<Regex> = LazyLock::new(|| {
     compiled(
@@ -37,85 +38,21 @@ pub(super) fn effective<'r>(rule: &'r Rule, claim: &str) -> impl Iterator<Item =
     rule.checks.iter().chain(conjuncts).filter(move |check| *check.claim == *claim)
 }
 
-/// Whether the rule bounds a claim, in a line, in its condition, or by way of a claim that is cut out of it.
-pub(super) fn is_bound(rule: &Rule, claim: &str) -> bool {
-    let is_it = |name: &str| name == claim || rule.profile.derived_from(name) == Some(claim);
-    rule.checks.iter().any(|check| is_it(&check.claim) && !is_open(check, &rule.profile)) || demands(rule, &is_it)
-}
-
-/// Whether a line leaves every value of its claim open.
-pub(super) fn is_open(check: &Check, profile: &Profile) -> bool {
-    let Some(claim) = profile.claim(&check.claim) else { return false };
-    patterns(&check.matcher).iter().any(|pattern| matches_anything(pattern, claim))
-}
-
-/// Whether a pattern matches texts that have nothing in common.
-pub(super) fn matches_anything(pattern: &Pattern, claim: &Claim) -> bool {
+/// Whether a pattern matches texts that have nothing in common, or all that look like those `seen` in tokens.
+pub(super) fn matches_anything(pattern: &Pattern, claim: &Claim, seen: &BTreeSet<String>) -> bool {
     let probes = ["0", "7", "42424242", "a", "main", "qzxkw", "x-1"];
     let possible = probes.iter().filter(|probe| probe.chars().all(|c| claim.may_hold(c)));
-    possible.clone().count() > 1 && possible.clone().all(|probe| pattern.is_match(probe))
+    let all = possible.clone().count() > 1 && possible.clone().all(|probe| pattern.is_match(probe));
+    let is_alike = |value: &String| {
+        // What stands before the first hyphen may be of all ids: `ws-…`.
+        let kind = value.find('-').map_or(0, |at| at + 1);
+        let twin = |by| format!("{}{}", &value[..kind], twin(&value[kind..], by));
+        pattern.is_match(&twin(1)) && pattern.is_match(&twin(3))
+    };
+    all || seen.iter().any(is_alike)
 }
 
-/// Whether the condition cannot hold without saying what a claim is.
-fn demands(rule: &Rule, is_it: &dyn Fn(&str) -> bool) -> bool {
-    let Some(condition) = &rule.condition else { return false };
-    condition.bound().is_none_or(|claims| claims.into_iter().any(is_it))
-}
-
-/// Whether what bounds the code bounds it: not by a name of a file alone, which every branch has a copy of,
-/// and not by a subject that any branch's jobs have.
-pub(super) fn bounds_code(rule: &Rule, claim: &str) -> bool {
-    let profile = &rule.profile;
-    let lint = profile.lint();
-    if lint.environment.as_deref() == Some(claim)
-        && let Some(protected) = &lint.environment_protected
-    {
-        return effective(rule, protected).any(|check| !accepts(&check.matcher, "false"));
-    }
-    if !is_bound(rule, claim) {
-        return false;
-    }
-    let is_subject = profile.subject() == Some(claim);
-    let is_file = profile.claim(claim).is_some_and(|claim| claim.separators.contains('@'));
-    let mut lines = rule
-        .checks
-        .iter()
-        .filter(|check| *check.claim == *claim || (is_file && profile.derived_from(&check.claim) == Some(claim)));
-    if !(is_subject || is_file) || lines.clone().next().is_none() {
-        return true;
-    }
-    lines.any(|check| match *check.claim == *claim {
-        false => check.claim.ends_with("_at") && !patterns(&check.matcher).iter().any(matches_any_ref),
-        true if is_file => {
-            patterns(&check.matcher).iter().all(|pattern| at_of(pattern).is_some_and(|at| !matches_any_ref(&at)))
-        }
-        true => {
-            let open = [":*", ":ref:refs/heads/*", ":ref:refs/tags/*", ":.*", ":.+", "/.*", "/.+"];
-            let is_open = |pattern: &Pattern| {
-                !pattern.text().ends_with(":run_phase:*") && open.iter().any(|end| pattern.text().ends_with(end))
-            };
-            !patterns(&check.matcher).iter().any(is_open)
-        }
-    })
-}
-
-/// The pattern of what comes behind `@`.
-fn at_of(pattern: &Pattern) -> Option<Pattern> {
-    let (_, at) = pattern.text().rsplit_once('@')?;
-    match pattern {
-        Pattern::Glob(glob) => Glob::new(at, glob.separators()).ok().map(Pattern::Glob),
-        Pattern::Regex(_) => WholeRegex::parse(at).ok().map(Pattern::Regex),
-    }
-}
-
-/// A text that a glob matches: its last `*` is `value`.
-pub(super) fn filled(pattern: &Pattern, value: &str) -> Option<String> {
-    let Pattern::Glob(glob) = pattern else { return None };
-    let (before, after) = glob.text().rsplit_once('*')?;
-    Some(format!("{}{value}{after}", before.replace('*', "x")))
-}
-
-pub(super) fn accepts(matcher: &Matcher, text: &str) -> bool {
+fn accepts(matcher: &Matcher, text: &str) -> bool {
     matcher.is_match(&Held::Is(Value::Text(text.into())))
         || text.parse().is_ok_and(|truth| matcher.is_match(&Held::Is(Value::Bool(truth))))
 }
@@ -136,13 +73,27 @@ pub(super) fn patterns(matcher: &Matcher) -> &[Pattern] {
 }
 
 /// The text before anything open.
-pub(super) fn fixed_prefix(pattern: &Pattern) -> &str {
+pub(super) fn fixed_prefix(pattern: &Pattern) -> String {
     let text = pattern.text();
-    let end = match pattern {
-        Pattern::Glob(_) => text.find('*'),
-        Pattern::Regex(_) => text.find(|c| ".*+?[](){}|\\^$".contains(c)),
-    };
-    end.and_then(|end| text.get(..end)).unwrap_or(text)
+    if let Pattern::Glob(_) = pattern {
+        return text.split('*').next().unwrap_or(text).to_owned();
+    }
+    let (mut prefix, mut chars) = (String::new(), text.chars().peekable());
+    while let Some(c) = chars.next() {
+        match c {
+            // A character that is meant as it is.
+            '\\' if chars.peek().is_some_and(char::is_ascii_punctuation) => prefix.extend(chars.next()),
+            c if ".*+?[](){}|\\^$".contains(c) => {
+                // The one before may be there any number of times.
+                if matches!(c, '*' | '?' | '{') {
+                    prefix.pop();
+                }
+                return prefix;
+            }
+            c => prefix.push(c),
+        }
+    }
+    prefix
 }
 
 /// Whether a fixed prefix goes past the owner: `acme/`, `repo:acme/`, `organization:acme:`.
@@ -152,7 +103,7 @@ pub(super) fn names_an_owner(prefix: &str, owner_after: usize) -> bool {
 
 /// Whether a pattern leaves the whole name of a branch or tag open.
 pub(super) fn matches_any_ref(pattern: &Pattern) -> bool {
-    let probes = ["qzxkw", "some-branch-that-nobody-thought-of"];
+    let probes = ["qzxkw", "evil", "qzxkw/zk", "qzxkw/zk/zk", "some-branch-that-nobody-thought-of"];
     ["", "refs/heads/", "refs/tags/"]
         .iter()
         .any(|prefix| probes.iter().any(|name| pattern.is_match(&format!("{prefix}{name}"))))
@@ -172,9 +123,27 @@ pub(super) fn ends_inside_a_name(pattern: &Pattern) -> bool {
             [".*", ".+", r"\S*", r"\S+", "[^/]*", "[^/]+"].iter().find_map(|open| text.strip_suffix(open))
         }
     };
-    // One letter is no name: the tags of versions are `v*`.
-    let named = |head: &str| head.rsplit('/').next().is_some_and(|last| last.len() > 1);
+    // The tags of versions are `v*`.
+    let named = |head: &str| head.rsplit('/').next().is_some_and(|last| last != "v");
     head.is_some_and(|head| named(head) && head.ends_with(|c: char| c.is_alphanumeric()))
+}
+
+/// Whether more than a separator follows what is open.
+pub(super) fn has_gap(pattern: &Pattern) -> bool {
+    let opens: &[&str] = match pattern {
+        Pattern::Glob(_) => &["*"],
+        Pattern::Regex(_) => &[".*", ".+", "[^/]*", "[^/]+", "[^:]*", "[^:]+", r"\w+", r"\S+"],
+    };
+    let after = opens.iter().filter_map(|open| pattern.text().split_once(open)).map(|(_, after)| after);
+    after.max_by_key(|after| after.len()).is_some_and(|after| !after.trim_matches(['/', '*']).is_empty())
+}
+
+/// Whether a glob's first `*` is where a branch's or tag's own name begins, and more follows: `*-release`.
+pub(super) fn begins_open(pattern: &Pattern) -> bool {
+    let Pattern::Glob(glob) = pattern else { return false };
+    let Some((before, after)) = glob.text().split_once('*') else { return false };
+    let begins = before.is_empty() || ["refs/heads/", "refs/tags/", ":ref:", "@"].iter().any(|m| before.ends_with(m));
+    begins && after.starts_with(|c: char| c.is_alphanumeric() || "-_.".contains(c))
 }
 
 pub(super) fn is_exact(pattern: &Pattern) -> bool {
@@ -205,6 +174,7 @@ pub(super) struct RegexShape {
     pub(super) alternation: bool,
     pub(super) wildcard: bool,
     pub(super) any_character: bool,
+    pub(super) case_insensitive: bool,
 }
 
 impl RegexShape {
@@ -217,7 +187,11 @@ impl RegexShape {
                 '[' if !in_class => in_class = true,
                 ']' if in_class => in_class = false,
                 _ if in_class => {}
-                '(' => depth += 1,
+                '(' => {
+                    depth += 1;
+                    let flags = chars.clone().skip(1).take_while(|c| c.is_ascii_alphabetic()).collect::<String>();
+                    shape.case_insensitive |= chars.peek() == Some(&'?') && flags.contains('i');
+                }
                 ')' => depth = depth.saturating_sub(1),
                 '|' if depth == 0 => shape.alternation = true,
                 '.' if matches!(chars.peek(), Some('*' | '+' | '{')) => shape.wildcard = true,

@@ -570,6 +570,55 @@ fn well_written_grants_are_left_alone() {
     assert!(said.is_empty(), "{}", said.join("\n"));
 }
 
+/// The grants of a file of rules, and what the file says is found in each.
+fn grants_of<'a>(name: &'a str, rules: &'a str) -> impl Iterator<Item = (String, &'a str)> {
+    rules.split("\n- ").skip(1).map(move |rule| {
+        let (found, rule) = match rule.strip_prefix("find: ") {
+            Some(rule) => rule.split_once("\n  ").expect("a rule follows"),
+            None => ("", rule),
+        };
+        let rule = rule.replace('\n', "\n  ");
+        let text = format!(
+            "grant: {name}\nowner: team-platform@acme.example\nreview_by: 2027-06-30\ndescription: Deploys.\nbackend: \
+             x\nttl: 15m\nrules:\n  - name: rule\n    {rule}\n"
+        );
+        (text, found)
+    })
+}
+
+#[test]
+fn permissive_rules_are_found_however_they_are_written() {
+    let mut missed = Vec::new();
+    for (text, expected) in grants_of("deploy-prod", include_str!("lint/permissive.yaml")) {
+        let found = codes(&text, &[]);
+        if !found.contains(&expected) {
+            missed.push(format!("expected {expected}, found {found:?} in\n{text}"));
+        }
+    }
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+#[test]
+fn sound_rules_are_left_alone_however_they_are_written() {
+    let mut said = Vec::new();
+    for (text, _) in grants_of("deploy", include_str!("lint/sound.yaml")) {
+        let mut found = lint::lint(&compiled(&text, &[]), AT);
+        found.retain(|diagnostic| diagnostic.severity >= Severity::Warning);
+        said.extend(found.iter().map(|diagnostic| format!("{diagnostic} in\n{text}")));
+    }
+    assert!(said.is_empty(), "{}", said.join("\n"));
+}
+
+#[test]
+fn what_two_rules_give_apart_is_together_in_their_grant() {
+    let (one, two) = ("terraform_run_phase: apply", "terraform_run_phase: plan");
+    let text = clean("terraform");
+    let (rules, rest) = text.split_once("tests:").expect("tests");
+    let (head, rule) = rules.split_once("rules:\n").expect("rules");
+    let second = rule.replacen("name: ", "name: second-", 1).replacen(one, two, 1);
+    assert!(codes(&format!("{head}rules:\n{rule}{second}tests:{rest}"), &[]).contains(&"phases-together"));
+}
+
 /// A self-managed GitLab has no machines but its own.
 #[test]
 fn machines_that_there_are_none_of_are_not_asked_for() {
