@@ -9,6 +9,7 @@ use crate::{
     grant::{Grant, PolicySet, Rule},
     guards::Forbid,
     issuer::Profile,
+    pattern::plain,
     reach::words,
     region::{Outcome, Region},
     sample::{NOW, Sample, Sampler},
@@ -118,6 +119,7 @@ pub fn diff(old: &PolicySet, new: &PolicySet) -> Diff {
 fn grant(old: &PolicySet, new: &PolicySet, name: &GrantName, samplers: &mut Samplers) -> GrantDiff {
     let (was, is) = (old.grant(name.as_str()), new.grant(name.as_str()));
     let mut may_differ = Vec::new();
+    samplers.renew();
     let permitted = gained(old, new, name, samplers, &mut may_differ, "permitted");
     let denied = gained(new, old, name, samplers, &mut may_differ, "denied");
     let (status, terms) = match (was, is) {
@@ -250,6 +252,11 @@ fn terms(old: &Grant, new: &Grant) -> Vec<Term> {
 pub(crate) struct Samplers(Vec<(Arc<Profile>, Sampler)>);
 
 impl Samplers {
+    /// Lets their work begin anew.
+    fn renew(&mut self) {
+        self.0.iter_mut().for_each(|(_, sampler)| sampler.renew());
+    }
+
     pub(crate) fn of(&mut self, profile: &Arc<Profile>) -> &mut Sampler {
         let place = self.0.iter().position(|(known, _)| Arc::ptr_eq(known, profile)).unwrap_or_else(|| {
             self.0.push((Arc::clone(profile), Sampler::of(profile)));
@@ -304,5 +311,5 @@ impl fmt::Display for GrantDiff {
 
 /// Text without quotes, anything else as JSON.
 pub(crate) fn text(value: &Json) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    value.as_str().map_or_else(|| value.to_string(), plain)
 }

@@ -329,6 +329,14 @@ impl Profile {
         }
     }
 
+    /// The profile, not this one, whose shared issuer is at `url`: its tokens are strangers' too.
+    #[must_use]
+    pub fn shared_elsewhere(&self, url: &str) -> Option<&'static Arc<Self>> {
+        let is_theirs = |other: &&Arc<Self>| other.form_of(url).is_some_and(|form| form.shared);
+        let is_ours = self.form_of(url).is_some_and(|form| form.shared);
+        Self::all().filter(|other| !is_ours && other.name != self.name).find(is_theirs)
+    }
+
     /// Whether jobs of the issuer at `url` can run on machines of the platform.
     #[must_use]
     pub fn has_hosted_runners(&self, url: &str) -> bool {
@@ -506,6 +514,15 @@ mod tests {
         ] {
             let profile = Profile::named(profile).expect("a profile");
             assert_eq!((profile.url_matches(url), profile.is_shared(url)), (matches, shared), "{url}");
+        }
+        for (profile, url, other) in [
+            ("jenkins", "https://token.actions.githubusercontent.com", Some("github")),
+            ("kubernetes", "https://accounts.google.com", Some("google")),
+            ("github", "https://token.actions.githubusercontent.com", None),
+            ("jenkins", "https://jenkins.acme.example", None),
+        ] {
+            let profile = Profile::named(profile).expect("a profile");
+            assert_eq!(profile.shared_elsewhere(url).map(|other| other.name()), other, "{url}");
         }
     }
 }

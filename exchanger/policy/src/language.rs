@@ -1,7 +1,7 @@
 //! Texts that patterns match: found by walking their automata together, never guessed.
 //!
-//! The automata are bounded. Where one would get too large, the answer is [`Found::Unknown`]: whoever
-//! asks must not take it for a no.
+//! The automata are bounded, and so is the work of all searches together. Where there is too much, the answer
+//! is [`Found::Unknown`]: whoever asks must not take it for a no.
 
 use regex_automata::{
     Anchored, MatchKind,
@@ -19,11 +19,14 @@ const MAX_BUILD_BYTES: usize = 4 << 20;
 /// The most states of several automata together that one search looks at.
 const MAX_STATES: usize = 20_000;
 
+/// The most steps of all searches together: about a second's.
+const MAX_WORK: usize = 4_000_000;
+
 /// Every text.
 pub(crate) const ANYTHING: &str = "(?s:.)*";
 
 /// What a search found.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     /// The shortest text, of plain characters where there is a choice.
     Text(String),
@@ -35,9 +38,13 @@ pub(crate) enum Found {
 
 type Dfa = dense::DFA<Vec<u32>>;
 
-/// Automata, each built once.
+/// Automata, each built once, and what was asked of them.
 #[derive(Default)]
-pub(crate) struct Languages(HashMap<String, Option<Rc<Dfa>>>);
+pub(crate) struct Languages {
+    automata: HashMap<String, Option<Rc<Dfa>>>,
+    answers: HashMap<(Vec<String>, Vec<String>), Found>,
+    work: usize,
+}
 
 impl Languages {
     /// A text that all regular expressions in `inside` match as a whole, and none in `outside` does.
@@ -45,13 +52,34 @@ impl Languages {
         if inside.iter().any(|pattern| outside.contains(pattern)) {
             return Found::Nothing;
         }
+        let question = (inside.to_vec(), outside.to_vec());
+        if let Some(found) = self.answers.get(&question) {
+            return found.clone();
+        }
+        if self.work >= MAX_WORK {
+            return Found::Unknown;
+        }
+        let found = self.search(inside, outside);
+        self.answers.insert(question, found.clone());
+        found
+    }
+
+    /// Lets the work begin anew: for the next thing that is asked about.
+    pub(crate) fn renew(&mut self) {
+        self.work = 0;
+    }
+
+    fn search(&mut self, inside: &[String], outside: &[String]) -> Found {
         // Of automata that only look at what must not match, any bytes would do.
         let anything = ANYTHING.to_owned();
         let patterns = inside.iter().chain([&anything]).chain(outside);
         let Some(dfas) = patterns.map(|pattern| self.automaton(pattern)).collect::<Option<Vec<_>>>() else {
             return Found::Unknown;
         };
-        Walk { dfas: &dfas, inside: inside.len() + 1 }.find().unwrap_or(Found::Unknown)
+        let mut walk = Walk { dfas: &dfas, inside: inside.len() + 1, work: 0 };
+        let found = walk.find(MAX_WORK - self.work);
+        self.work += walk.work;
+        found.unwrap_or(Found::Unknown)
     }
 
     fn automaton(&mut self, pattern: &str) -> Option<Rc<Dfa>> {
@@ -63,7 +91,14 @@ impl Languages {
                 .determinize_size_limit(Some(MAX_BUILD_BYTES));
             dense::Builder::new().configure(config).build(&format!(r"\A(?:{pattern})\z")).ok().map(Rc::new)
         };
-        self.0.entry(pattern.to_owned()).or_insert_with(build).clone()
+        let known = self.automata.get(pattern).cloned();
+        known.unwrap_or_else(|| {
+            let built = build();
+            // Building one that is too large takes as long as many steps.
+            self.work += built.as_ref().map_or(MAX_DFA_BYTES, |dfa| dfa.memory_usage()) / 16;
+            self.automata.insert(pattern.to_owned(), built.clone());
+            built
+        })
     }
 }
 
@@ -72,11 +107,13 @@ struct Walk<'a> {
     dfas: &'a [Rc<Dfa>],
     /// So many of them have to match, the others must not.
     inside: usize,
+    work: usize,
 }
 
 impl Walk<'_> {
-    /// Breadth first, so that the shortest text is found first. `None`: an automaton gave up.
-    fn find(&self) -> Option<Found> {
+    /// Breadth first, so that the shortest text is found first. `None`: an automaton gave up, or it was too
+    /// much work.
+    fn find(&mut self, most: usize) -> Option<Found> {
         let config = start::Config::new().anchored(Anchored::Yes);
         let begin: Vec<StateID> = self.dfas.iter().map(|dfa| dfa.start_state(&config).ok()).collect::<Option<_>>()?;
         let symbols = self.symbols();
@@ -88,11 +125,15 @@ impl Walk<'_> {
                 return Some(text(&steps, at));
             }
             let states = states.clone();
+            self.work += symbols.len() * self.dfas.len();
             for &byte in &symbols {
                 let next: Vec<StateID> =
                     self.dfas.iter().zip(&states).map(|(dfa, state)| dfa.next_state(*state, byte)).collect();
                 let mut moved = self.dfas.iter().zip(&next);
-                if moved.clone().any(|(dfa, state)| dfa.is_quit_state(*state)) || steps.len() >= MAX_STATES {
+                if moved.clone().any(|(dfa, state)| dfa.is_quit_state(*state))
+                    || steps.len() >= MAX_STATES
+                    || self.work > most
+                {
                     return None;
                 }
                 let hopeless = moved.by_ref().take(self.inside).any(|(dfa, state)| dfa.is_dead_state(*state));

@@ -215,8 +215,8 @@ impl Pattern {
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Glob(glob) => write!(f, "glob {}", glob.text()),
-            Self::Regex(regex) => write!(f, "regex {}", regex.text()),
+            Self::Glob(glob) => write!(f, "glob {}", plain(glob.text())),
+            Self::Regex(regex) => write!(f, "regex {}", plain(regex.text())),
         }
     }
 }
@@ -312,7 +312,7 @@ impl fmt::Display for Matcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut alternatives: Vec<String> = match self {
             Self::Absent => return f.write_str("absent"),
-            Self::Contains(item) => return write!(f, "a list that contains {item}"),
+            Self::Contains(item) => return write!(f, "a list that contains {}", plain(item)),
             Self::Text { exact, patterns } => {
                 exact.iter().map(|text| quoted(text)).chain(patterns.iter().map(ToString::to_string)).collect()
             }
@@ -328,7 +328,13 @@ impl fmt::Display for Matcher {
 }
 
 fn quoted(text: &str) -> String {
-    if text.is_empty() { "the empty text".to_owned() } else { text.to_owned() }
+    if text.is_empty() { "the empty text".to_owned() } else { plain(text) }
+}
+
+/// A text for a terminal: what would steer it is written out.
+pub(crate) fn plain(text: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    if text.contains(char::is_control) { text.chars().map(escape).collect() } else { text.to_owned() }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::{
     document::Mode,
     grant::{Grant, PolicySet},
     issuer::{Kind, Profile},
-    pattern::{Matcher, Pattern},
+    pattern::{Matcher, Pattern, plain},
     region::Region,
     source::did_you_mean,
     values::{held, language},
@@ -449,6 +449,7 @@ fn spoken(matcher: &Matcher, of_type: Option<&str>) -> String {
         _ => matcher.exact().unwrap_or_default(),
     };
     for value in &mut values {
+        *value = plain(value);
         let short = [("refs/heads/", "branch"), ("refs/tags/", "tag")];
         let short = short.into_iter().find_map(|(prefix, kind)| Some((kind, value.strip_prefix(prefix)?)));
         if value.is_empty() {

@@ -14,6 +14,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 /// How many questions a search may ask before it gives up.
 const MAX_QUESTIONS: usize = 4_000;
+/// How many all searches about one grant may ask together.
+const MAX_ASKED: usize = 60_000;
 
 /// All tokens of an issuer that fulfil every line and every condition.
 #[derive(Clone)]
@@ -141,7 +143,7 @@ impl<T> Search<'_, T> {
         conditions: &mut BTreeMap<&'p str, bool>,
         others: &[&'p Region<'p>],
     ) -> Option<T> {
-        if self.questions > MAX_QUESTIONS {
+        if self.questions > MAX_QUESTIONS || self.sampler.asked() > MAX_ASKED {
             self.unsure = true;
             return None;
         }

@@ -31,6 +31,7 @@ pub(crate) struct Sampler {
     usual: Map<String, Json>,
     like: Option<Claims>,
     languages: Languages,
+    asked: usize,
 }
 
 impl Sampler {
@@ -57,7 +58,18 @@ impl Sampler {
             usual.entry(claim).or_insert(value);
         }
         let like = Claims::parse(profile, Json::Object(usual.clone()).to_string().as_bytes()).ok();
-        Self { profile: Arc::clone(profile), usual, like, languages: Languages::default() }
+        Self { profile: Arc::clone(profile), usual, like, languages: Languages::default(), asked: 0 }
+    }
+
+    /// Lets the work begin anew: for the next grant.
+    pub(crate) fn renew(&mut self) {
+        self.languages.renew();
+        self.asked = 0;
+    }
+
+    /// How many questions it was asked since.
+    pub(crate) fn asked(&self) -> usize {
+        self.asked
     }
 
     /// Whether the lines leave a claim any value. `None`: too large a question.
@@ -99,6 +111,7 @@ impl Sampler {
     }
 
     fn choose(&mut self, name: &str, lines: &[Line<'_>], or_nothing: bool) -> Choice {
+        self.asked += 1;
         let profile = Arc::clone(&self.profile);
         let Some(claim) = profile.claim(name) else { return Choice::Unknown };
         let derived = profile.derived_from(name).and_then(|from| derivation(&profile, from));

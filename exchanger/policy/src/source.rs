@@ -203,7 +203,13 @@ pub(crate) fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a s
     let reach = (name.chars().count() / 3).clamp(1, 4);
     known
         .into_iter()
-        .map(|candidate| (distance(&name.to_lowercase(), &candidate.to_lowercase()), candidate))
+        .map(|candidate| {
+            // Of `oidc.circleci.com/org-id`, people remember the end.
+            let spellings = [candidate, candidate.rsplit('/').next().unwrap_or(candidate)];
+            let nearest =
+                spellings.map(|known| distance(&name.to_lowercase(), &known.to_lowercase())).into_iter().min();
+            (nearest.unwrap_or(usize::MAX), candidate)
+        })
         .filter(|(distance, _)| *distance <= reach)
         .min()
         .map(|(_, candidate)| candidate)

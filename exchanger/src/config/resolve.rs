@@ -271,6 +271,10 @@ impl Reader<'_> {
             let message = format!("`{url}` is not a URL that issuers of profile `{wanted}` have");
             self.problem(at, message, "check the URL against a token's `iss`, or choose another profile");
         }
+        if let Some(other) = profile.shared_elsewhere(&url) {
+            let message = format!("`{url}` is the issuer of {}, where strangers get tokens too", other.title());
+            self.problem(at, message, format!("set `profile: {}`, which knows whose they are", other.name()));
+        }
         if url == public_url {
             self.problem(at, "jobpass cannot be its own subject issuer", "name the CI's issuer");
         }

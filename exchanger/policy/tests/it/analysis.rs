@@ -40,6 +40,29 @@ fn explained(set: &PolicySet, fixture: &str, changes: Value) -> Explanation {
 }
 
 #[test]
+fn values_steer_no_terminal() {
+    let rule =
+        "  - { name: r, issuer: github, match: { repository_owner_id: '1001', environment: \"x\\e[2K\\nrule y\" } }";
+    let set = set(&grant(rule));
+    let said = who_can(&set, set.grants().next().expect("a grant")).to_string();
+    check(&said, &[r"in environment x\u{1b}[2K\nrule y"]);
+}
+
+#[test]
+fn too_large_a_question_is_said_to_be_one() {
+    let rules = |letter: char| {
+        let rule = |n: usize| {
+            format!(
+                "  - {{ name: r{n}, issuer: github, match: {{ repository_owner_id: '1001', ref: {{ regex: '.*{letter}.{{{n}}}x.*' \
+                 }}, environment: {{ regex: '.*{n}.{{{n}}}.*' }} }} }}\n"
+            )
+        };
+        set(&grant(&(0..10).map(rule).collect::<String>()))
+    };
+    check(&diff(&rules('a'), &rules('b')).to_string(), &["? may differ: rule r9"]);
+}
+
+#[test]
 fn sets_are_said_in_words() {
     for (rule, expected) in [
         (
