@@ -5,7 +5,7 @@
 
 use jobpass_policy::{
     AnyCredential, Claims, Decision, Freezes, Issuer, Profile, Request, Source, compile, decide, diff::diff,
-    explain::explain, fixtures::FIXTURES, reach::who_can,
+    explain::explain, fixtures::FIXTURES, lint::lint, reach::who_can,
 };
 use jobpass_protocol::IssuerName;
 use libfuzzer_sys::fuzz_target;
@@ -85,6 +85,7 @@ fuzz_target!(|input: &[u8]| {
                 let _ = explanation.to_string();
             }
         }
+        let _ = lint(&compiled, 1_790_000_000);
         let _ = who_can(&compiled.set, grant).to_string();
         assert!(diff(&compiled.set, &compiled.set).is_empty());
     }

@@ -162,7 +162,8 @@ fn number(value: &Value) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{condition::Condition, issuer::Profile};
+    use crate::{claims::Claims, condition::Condition, fixtures::FIXTURES, issuer::Profile};
+    use proptest::prelude::*;
 
     #[test]
     fn what_may_hold_of_what_is_known() {
@@ -196,6 +197,51 @@ mod tests {
             let condition = Condition::compile(source, &Profile::named("github").expect("a profile")).expect(source);
             let known = Known::from([(claim.to_owned(), held.clone())]);
             assert_eq!(condition.may_hold(&known), expected, "{source} with {claim} {held:?}");
+        }
+    }
+
+    /// Conditions over claims that the fixtures have, lack, and share.
+    fn conditions() -> impl Strategy<Value = String> {
+        let claim = || prop::sample::select(vec!["ref", "actor", "environment", "event_name", "repository_id"]);
+        let text = || prop::sample::select(vec!["refs/heads/main", "push", "production", "octocat", "refs/", "x", ""]);
+        let leaf = prop_oneof![
+            (claim(), text()).prop_map(|(claim, text)| format!("claims.{claim} == {text:?}")),
+            (claim(), text()).prop_map(|(claim, text)| format!("claims.{claim} != {text:?}")),
+            (claim(), claim()).prop_map(|(one, other)| format!("claims.{one} == claims.{other}")),
+            (claim(), text(), claim()).prop_map(|(a, text, b)| format!("claims.{a} in [{text:?}, claims.{b}]")),
+            (claim(), text()).prop_map(|(claim, text)| format!("claims.{claim}.startsWith({text:?})")),
+            claim().prop_map(|claim| format!("has(claims.{claim})")),
+            (claim(), 0..20).prop_map(|(claim, size)| format!("size(claims.{claim}) > {size}")),
+            (claim(), claim(), text())
+                .prop_map(|(a, b, t)| format!("claims.{a} == (has(claims.{b}) ? {t:?} : claims.{a})")),
+        ];
+        leaf.prop_recursive(4, 24, 3, |inner| {
+            prop_oneof![
+                inner.clone().prop_map(|a| format!("!({a})")),
+                (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("({a}) && ({b})")),
+                (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("({a}) || ({b})")),
+                (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("({a}) == ({b})")),
+                (inner.clone(), inner.clone(), inner).prop_map(|(a, b, c)| format!("({a}) ? ({b}) : ({c})")),
+            ]
+        })
+    }
+
+    proptest! {
+        /// Whatever is known of a job for which it holds, it may hold; where all is known, it may hold only if it does.
+        #[test]
+        fn what_holds_may_hold(source in conditions(), known in prop::collection::vec(any::<bool>(), 5)) {
+            let profile = Profile::named("github").expect("a profile");
+            let Ok(condition) = Condition::compile(&source, &profile) else { return Ok(()) };
+            for (name, payload) in FIXTURES.iter().filter(|(name, _)| name.starts_with("github/")) {
+                let claims = Claims::parse(&profile, payload.as_bytes()).expect("claims");
+                let reads = || condition.reads().map(|claim| {
+                    (claim.to_owned(), claims.get(claim).map_or(Held::Absent, |value| Held::Is(value.clone())))
+                });
+                let holds = condition.evaluate(&claims) == Ok(true);
+                prop_assert_eq!(condition.may_hold(&reads().collect()), holds, "{} of {}", source, name);
+                let some: Known = reads().zip(&known).filter(|(_, known)| **known).map(|(claim, _)| claim).collect();
+                prop_assert!(!holds || condition.may_hold(&some), "{} of {}: {:?}", source, name, some);
+            }
         }
     }
 }
