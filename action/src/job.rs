@@ -6,7 +6,7 @@ use crate::{
     deliver::{Given, file},
     env::{Env, now},
     exec::INSIDE,
-    mask::{MIN_LENGTH, Needles},
+    mask::{MIN_LENGTH, Masking, Needles},
     outbound::Outbound,
     redact::Redactor,
     session::{Held, Session, SessionError},
@@ -32,6 +32,8 @@ pub(crate) struct Job {
     pub(crate) session: Session,
     pub(crate) deadline: Duration,
     pub(crate) outbound: Outbound,
+    /// What the CI's log is told of what is handed over.
+    masking: Masking,
     hidden: Mutex<Hidden>,
 }
 
@@ -58,8 +60,14 @@ impl Job {
     pub(crate) fn new(env: Env, talk: Talk, url: ServerUrl, deadline: Duration) -> anyhow::Result<Self> {
         let source = sources::find(&env).ok_or(SourceError::NoCi)?;
         let session = Session::open(&env, &source.job_key(), url.as_str())?;
-        let outbound = Outbound::new(&env);
-        Ok(Self { env, talk, url, source, session, deadline, outbound, hidden: Mutex::default() })
+        let (outbound, masking) = (Outbound::new(&env), source.masking());
+        Ok(Self { env, talk, url, source, session, deadline, outbound, masking, hidden: Mutex::default() })
+    }
+
+    /// Without a word to the CI's log: for a command that filters what its child prints by itself, and whose own
+    /// outputs may be on their way into a file.
+    pub(crate) fn without_masks(self) -> Self {
+        Self { masking: Masking::None, ..self }
     }
 
     /// Asks for credentials, one after the other. Each is hidden before anyone can see it and remembered before it is
@@ -70,7 +78,10 @@ impl Job {
     pub(crate) fn obtain(&self, asks: &[Ask], pause: Pause<'_>) -> anyhow::Result<Vec<Lease>> {
         ensure!(self.env.text(INSIDE).is_none(), SourceError::InsideExec);
         let mut leases = Vec::new();
-        let hide = |token: &Secret| self.hide_own(token);
+        let hide = |token: &Secret| {
+            self.hide_own(token);
+            self.mask(token);
+        };
         let mut token = JobToken::new(self.source.as_ref(), &hide);
         for ask in asks {
             match self.obtain_one(ask, &mut token, pause) {
@@ -181,14 +192,21 @@ impl Job {
         }
     }
 
-    /// Hides a secret that jobpass keeps to itself.
+    /// Hides a secret in the CI's log, in its plain spelling.
+    pub(crate) fn mask(&self, secret: &Secret) {
+        let mut needles = Needles::default();
+        needles.add_plain(secret.expose());
+        needles.register(self.masking);
+    }
+
+    /// Hides a secret that jobpass keeps to itself, and of which the CI's log is therefore not told either: there it
+    /// would be in plain for whoever keeps the raw output.
     fn hide_own(&self, secret: &Secret) {
         if self.tokens().iter().any(|token| token.expose() == secret.expose()) {
             return;
         }
         let mut needles = Needles::default();
         needles.add_plain(secret.expose());
-        needles.register(self.source.masking());
         let mut hidden = self.hidden();
         hidden.needles.absorb(needles);
         hidden.tokens.push(secret.clone());
@@ -199,7 +217,7 @@ impl Job {
         if needles.add(secret.expose()).is_err() {
             self.talk.warn(&format!("{what} is shorter than {MIN_LENGTH} characters and cannot be hidden in logs"));
         }
-        needles.register(self.source.masking());
+        needles.register(self.masking);
         self.hidden().needles.absorb(needles);
     }
 

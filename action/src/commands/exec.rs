@@ -32,12 +32,17 @@ pub(super) struct ExecArgs {
     /// its path: NAME=field, or NAME=grant.field. Its credential then puts no secret into the environment
     #[arg(long = "file", value_name = "NAME=FIELD")]
     files: Vec<Rename>,
+    /// Have the CI mask the credentials in the logs of the job's later steps too: prints them as `::add-mask::`
+    /// commands on standard error, where GitHub's runner reads them; not for outputs that are kept in a file
+    #[arg(long)]
+    mask: bool,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
-pub(super) fn run(args: ExecArgs, job: &Job) -> anyhow::Result<u8> {
+pub(super) fn run(args: ExecArgs, job: Job) -> anyhow::Result<u8> {
+    let job = &if args.mask { job } else { job.without_masks() };
     let signals = Signals::watch().context("signals cannot be watched")?;
     let pause = |time| signals.pause(time);
     let key = Key::generate().context("no key can be made")?;

@@ -73,6 +73,7 @@ pub(super) fn run(args: &GetArgs, job: &Job) -> anyhow::Result<u8> {
             job.session.remember(lease.held.clone())?;
         }
         if let (Some(to), Some(handle)) = (&args.handle_to, lease.held.handle()) {
+            job.mask(&Secret::from(handle.expose()));
             file::write(to, handle.expose().as_bytes())?;
             job.session.forget(lease.held.lease)?;
         }

@@ -132,7 +132,7 @@ pub(crate) fn run(cli: Cli, env: Env) -> u8 {
 fn dispatch(cli: Cli, env: Env, talk: Talk) -> anyhow::Result<u8> {
     let settings = Settings { url: cli.url, timeout: cli.timeout, talk };
     match cli.command {
-        Command::Exec(args) => exec::run(args, &settings.job(env)?),
+        Command::Exec(args) => exec::run(args, settings.job(env)?),
         Command::Get(args) => get::run(&args, &settings.job(env)?),
         Command::Env(args) => env::run(&args, &settings.job(env)?),
         Command::AwsCredentialProcess(args) => helper::aws(&args, &settings.job(env)?),

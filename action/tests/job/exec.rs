@@ -40,6 +40,21 @@ fn secrets_do_not_show_whatever_the_child_does_with_them() {
 }
 
 #[test]
+fn what_a_file_gets_of_both_outputs_holds_no_secret_unless_masks_are_asked_for() {
+    for (ci, flags, masked) in
+        [(Ci::GitHub, &[][..], false), (Ci::GitHub, &["--mask"], true), (Ci::GitLab, &["--mask"], false)]
+    {
+        let job = Job::new(ci);
+        let ended = job.run(&[&["exec", "--grant", "db"], flags, &["--", "sh", "-c", "echo $PGPASSWORD"]].concat());
+        assert_eq!((ended.stdout.as_str(), ended.code), ("***\n", Some(0)), "{ended:?}");
+        for (secret, may_show) in job.fake.secrets().into_iter().chain([(PASSWORD.to_owned(), true)]) {
+            assert_eq!(ended.stderr.contains(&secret), may_show && masked, "{flags:?} {secret}: {}", ended.stderr);
+        }
+        assert_eq!(ended.stderr.contains(&format!("::add-mask::{PASSWORD}\n")), masked, "{flags:?}");
+    }
+}
+
+#[test]
 fn a_secret_that_begins_another_leaves_no_tail() {
     let job = Job::new(Ci::GitLab);
     let script = r#"echo "$JOBPASS_TOKEN" "$OTHER""#;

@@ -129,6 +129,16 @@ impl Fake {
         words.collect::<Vec<_>>().join(" ")
     }
 
+    /// What came in and may not be seen, and whether GitHub may be told to mask it.
+    pub(crate) fn secrets(&self) -> Vec<(String, bool)> {
+        let secrets = self.seen().into_iter().flat_map(|seen| match seen {
+            Seen::Exchange { token, session, .. } => vec![(token, true), (session, false)],
+            Seen::Renew { handle, .. } | Seen::Revoke(handle) => vec![(handle, false)],
+            Seen::CiToken(_) | Seen::Other(_) => vec![],
+        });
+        secrets.collect()
+    }
+
     /// A token as a CI would have put it into the job's environment.
     pub(crate) fn token(&self) -> String {
         jwt(&self.url, 300, 0)
