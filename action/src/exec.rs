@@ -12,7 +12,7 @@ use jobpass_protocol::Secret;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fd::AsFd,
-    io::Errno,
+    io::{Errno, ioctl_fionread},
     process::{Pid, WaitId, WaitIdOptions, waitid},
 };
 use std::{
@@ -20,8 +20,9 @@ use std::{
     io::{self, Read, Write},
     os::unix::{ffi::OsStrExt as _, process::ExitStatusExt as _},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::OnceLock,
     thread,
+    time::{Duration, Instant},
 };
 use zeroize::Zeroizing;
 
@@ -50,8 +51,10 @@ const CI_TOKENS: &[&str] = &[
     "TFC_WORKLOAD_IDENTITY_TOKEN",
 ];
 
-/// After the child's end, outputs that a process in the background still holds open are read until this much silence.
+/// After the child's end, outputs that a process in the background still holds open are read until this much silence,
 const SILENCE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// but no longer than this, however much it has to say.
+const LONGEST_DRAIN: Duration = Duration::from_secs(5);
 
 /// A command that could not be started, and the exit code that a shell gives for that.
 #[derive(Debug, thiserror::Error)]
@@ -76,8 +79,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) tokens: &'a [Secret],
 }
 
-/// Runs a command to its end with `beside` running at its side until then, and returns the exit code that a
-/// shell would.
+/// Runs a command to its end and returns the exit code that a shell would. `beside` runs at its side; its channel
+/// closes when the command ends, and whatever it does then, it does while the outputs are drained.
 ///
 /// # Errors
 /// When the command cannot be started.
@@ -99,14 +102,14 @@ pub(crate) fn run(
     // The command's own copy of the credential is no longer needed.
     drop(command);
     let outputs = (child.stdout.take(), child.stderr.take());
-    let ended = AtomicBool::new(false);
+    let drain = Drain { ended: OnceLock::new(), signals };
     let (end, until_end) = std::sync::mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(move || beside(&until_end));
-        scope.spawn(|| outputs.0.map(|output| pump(output, io::stdout(), redactor.filter(), &ended)));
-        scope.spawn(|| outputs.1.map(|output| pump(output, io::stderr(), redactor.filter(), &ended)));
+        scope.spawn(|| outputs.0.map(|output| pump(output, io::stdout(), redactor.filter(), &drain)));
+        scope.spawn(|| outputs.1.map(|output| pump(output, io::stderr(), redactor.filter(), &drain)));
         let status = wait(&mut child, signals);
-        ended.store(true, Ordering::Release);
+        let _ = drain.ended.set(Instant::now());
         drop(end);
         status
     })
@@ -143,19 +146,43 @@ fn exit_code(status: ExitStatus) -> u8 {
     u8::try_from(code).unwrap_or(EXIT_OWN_FAILURE)
 }
 
-fn pump(mut from: impl Read + AsFd, mut to: impl Write, mut filter: Filter<'_>, ended: &AtomicBool) {
+/// What is still read once the child has ended.
+struct Drain<'a> {
+    ended: OnceLock<Instant>,
+    signals: &'a Signals,
+}
+
+impl Drain<'_> {
+    fn has_begun(&self) -> bool {
+        self.ended.get().is_some()
+    }
+
+    fn is_over(&self) -> bool {
+        self.ended.get().is_some_and(|at| at.elapsed() >= LONGEST_DRAIN || self.signals.pending().is_some())
+    }
+}
+
+fn pump(mut from: impl Read + AsFd, mut to: impl Write, mut filter: Filter<'_>, drain: &Drain<'_>) {
     let mut buffer = Zeroizing::new(vec![0; 64 * 1024]);
     let mut out = Vec::with_capacity(buffer.len());
+    // What was there when the child had ended is its own, and comes out whole, however slow the reader is.
+    let mut own = None;
     loop {
+        if drain.has_begun() && *own.get_or_insert_with(|| ioctl_fionread(&from).unwrap_or(0)) == 0 && drain.is_over() {
+            break;
+        }
         match poll(&mut [PollFd::new(&from, PollFlags::IN)], Some(&SILENCE)) {
-            Ok(0) if ended.load(Ordering::Acquire) => break,
+            Ok(0) if drain.has_begun() => break,
             Ok(0) | Err(Errno::INTR) => continue,
             Ok(_) => {}
             Err(_) => break,
         }
         match from.read(&mut buffer) {
             Ok(0) => break,
-            Ok(length) => filter.push(&buffer[..length], &mut out),
+            Ok(length) => {
+                filter.push(&buffer[..length], &mut out);
+                own = own.map(|own| own.saturating_sub(length as u64));
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => break,
         }

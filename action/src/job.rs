@@ -16,7 +16,11 @@ use crate::{
 use anyhow::{anyhow, ensure};
 use jobpass_protocol::{LeaseState, RevokeResponse, Secret};
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
@@ -34,6 +38,8 @@ pub(crate) struct Job {
     pub(crate) outbound: Outbound,
     /// What the CI's log is told of what is handed over.
     masking: Masking,
+    /// Whether there is, or may be, something to give back.
+    pub(crate) holding: Arc<AtomicBool>,
     hidden: Mutex<Hidden>,
 }
 
@@ -61,7 +67,8 @@ impl Job {
         let source = sources::find(&env).ok_or(SourceError::NoCi)?;
         let session = Session::open(&env, &source.job_key(), url.as_str())?;
         let (outbound, masking) = (Outbound::new(&env), source.masking());
-        Ok(Self { env, talk, url, source, session, deadline, outbound, masking, hidden: Mutex::default() })
+        let (holding, hidden) = (Arc::default(), Mutex::default());
+        Ok(Self { env, talk, url, source, session, deadline, outbound, masking, holding, hidden })
     }
 
     /// Without a word to the CI's log: for a command that filters what its child prints by itself, and whose own
@@ -87,7 +94,7 @@ impl Job {
             match self.obtain_one(ask, &mut token, pause) {
                 Ok(lease) => leases.push(lease),
                 Err(error) => {
-                    self.give_back(leases.iter().map(|lease| lease.held.clone()), pause);
+                    self.give_back(leases.iter().map(|lease| lease.held.clone()));
                     return Err(error);
                 }
             }
@@ -101,6 +108,7 @@ impl Job {
         let key = Key::generate().map_err(|_| anyhow!("no key can be made"))?;
         let ask = &Ask { csr: Some(key.request), ..ask.clone() };
         let mut answer = self.client(self.deadline, pause).exchange(token, &session, ask)?;
+        self.holding.store(true, Ordering::Release);
         if answer.credential.kind() == "x509_certificate" {
             answer.credential = answer.credential.with_private_key(key.private);
         }
@@ -111,7 +119,7 @@ impl Job {
         let held = Held::new(ask.grant.clone(), &answer.handle);
         if let Err(error) = self.session.remember(held.clone()) {
             // A lease that nobody remembers is given back at once.
-            self.give_back([held], pause);
+            self.give_back([held]);
             return Err(error.into());
         }
         let given = Given { grant: ask.grant.clone(), credential: answer.credential };
@@ -119,9 +127,13 @@ impl Job {
     }
 
     /// Gives leases back and forgets those that the server has taken. Failures are told, not returned: the credential
-    /// then ends by its expiry, or by a later `jobpass revoke`.
-    pub(crate) fn give_back(&self, leases: impl IntoIterator<Item = Held>, pause: Pause<'_>) -> Vec<Returned> {
-        let client = self.client(REVOKE_DEADLINE.min(self.deadline), pause);
+    /// then ends by its expiry, or by a later `jobpass revoke`. No signal that is watched for stops it.
+    pub(crate) fn give_back(&self, leases: impl IntoIterator<Item = Held>) -> Vec<Returned> {
+        let pause = |time| {
+            thread::sleep(time);
+            None
+        };
+        let client = self.client(REVOKE_DEADLINE.min(self.deadline), &pause);
         leases
             .into_iter()
             .map(|held| {

@@ -1,10 +1,14 @@
-//! Signals that ask this program to stop: passed on to the child while there is one, remembered otherwise.
+//! Signals that ask this program to stop: passed on to the child while there is one, remembered otherwise. A second
+//! one ends the program at once, unless it has something to give back.
 
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use std::{
     io::{self, IsTerminal as _},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -20,11 +24,11 @@ struct State {
 }
 
 impl Signals {
-    /// Begins to watch.
+    /// Begins to watch. While `holding`, no signal ends this program.
     ///
     /// # Errors
     /// When the system refuses a handler.
-    pub(crate) fn watch() -> io::Result<Self> {
+    pub(crate) fn watch(holding: Arc<AtomicBool>) -> io::Result<Self> {
         let signals = Self(Arc::default());
         let mut arriving = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT])?;
         // A terminal sends Ctrl-C to the child as well as to us; twice would mean "at once" to many programs.
@@ -40,6 +44,7 @@ impl Signals {
                         state.pending = Some(signal);
                         watcher.0.1.notify_all();
                     }
+                    (None, Some(_)) if holding.load(Ordering::Acquire) => {}
                     (None, Some(_)) => std::process::exit(128 + signal),
                 }
             }

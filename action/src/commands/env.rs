@@ -41,7 +41,7 @@ pub(super) fn run(args: &EnvArgs, job: &Job) -> anyhow::Result<u8> {
     let values = match written {
         Ok(values) => values,
         Err(error) => {
-            job.give_back(held, &sleep);
+            job.give_back(held);
             return Err(error.into());
         }
     };

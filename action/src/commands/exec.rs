@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use jobpass_protocol::Secret;
 use std::{
     ffi::OsString,
-    sync::{Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     time::{Duration, Instant},
 };
 
@@ -43,7 +43,7 @@ pub(super) struct ExecArgs {
 
 pub(super) fn run(args: ExecArgs, job: Job) -> anyhow::Result<u8> {
     let job = &if args.mask { job } else { job.without_masks() };
-    let signals = Signals::watch().context("signals cannot be watched")?;
+    let signals = Signals::watch(Arc::clone(&job.holding)).context("signals cannot be watched")?;
     let pause = |time| signals.pause(time);
     let key = Key::generate().context("no key can be made")?;
     let ask = |ask| Ask { public_key: Some(key.public_line()), ..ask };
@@ -51,7 +51,8 @@ pub(super) fn run(args: ExecArgs, job: Job) -> anyhow::Result<u8> {
     let leases = job.obtain(&asks, &pause)?;
     let keeper = Keeper::new(job, &leases);
     let result = run_with(&args, job, leases, key, &keeper, &signals);
-    job.give_back(keeper.into_held(), &pause);
+    // Where the command never ran.
+    keeper.give_back();
     result
 }
 
@@ -76,7 +77,11 @@ fn run_with(
         return Err(ClientError::Interrupted(signal).into());
     }
     let plan = Plan { command: &args.command, variables: &variables, tokens: &tokens };
-    match run_child(&plan, &job.env, &redactor, signals, |until_end| keeper.keep(until_end)) {
+    let beside = |until_end: &mpsc::Receiver<()>| {
+        keeper.keep(until_end);
+        keeper.give_back();
+    };
+    match run_child(&plan, &job.env, &redactor, signals, beside) {
         Ok(code) => Ok(code),
         Err(error) => {
             let code = SpawnError::exit_code(&error);
@@ -133,7 +138,7 @@ fn certificate(given: &Given) -> Option<&str> {
     field.map(Secret::expose)
 }
 
-/// Keeps leases alive while the child runs, where that changes nothing for the child.
+/// Keeps leases alive while the child runs, where that changes nothing for the child, and gives them back.
 struct Keeper<'a> {
     job: &'a Job,
     leases: Mutex<Vec<Kept>>,
@@ -214,8 +219,10 @@ impl<'a> Keeper<'a> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn into_held(self) -> Vec<Held> {
-        self.leases.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().map(|kept| kept.held).collect()
+    /// Gives back what was not yet given back.
+    fn give_back(&self) {
+        let leases = std::mem::take(&mut *self.leases());
+        self.job.give_back(leases.into_iter().map(|kept| kept.held));
     }
 }
 

@@ -80,7 +80,7 @@ pub(super) fn run(args: &GetArgs, job: &Job) -> anyhow::Result<u8> {
         Ok(())
     });
     if let Err(error) = delivered {
-        job.give_back([lease.held], &sleep);
+        job.give_back([lease.held]);
         return Err(error);
     }
     job.talk.say(&format!("{}: a credential for {} (lease {})", args.grant, shown(lease.expires_in), lease.held.lease));

@@ -99,7 +99,7 @@ fn answer(
     match document(&lease.given, lease.expires_in) {
         Ok(document) => print(&document),
         Err(error) => {
-            job.give_back([lease.held], &sleep);
+            job.give_back([lease.held]);
             Err(error.into())
         }
     }

@@ -26,7 +26,7 @@ pub(super) fn run(args: &RevokeArgs, settings: &Settings, env: Env) -> anyhow::R
         return if args.json { print(&format!("{}\n", serde_json::json!([answer]))) } else { Ok(0) };
     }
     let job = settings.job(env)?;
-    let returned = job.give_back(job.session.leases()?, &sleep);
+    let returned = job.give_back(job.session.leases()?);
     job.end_session()?;
     let answered = returned.iter().filter_map(|r| Some((&r.held, r.result.as_ref().ok()?)));
     // Those that cannot be taken back were told of, with the time that they have left.

@@ -7,6 +7,7 @@ use crate::{
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 #[test]
@@ -176,12 +177,59 @@ fn output_flows_while_the_child_waits() {
 
 #[test]
 fn a_process_left_behind_holds_nothing_up() {
+    for left_behind in ["sleep 60", "for i in $(seq 150); do echo tick; sleep 0.4; done"] {
+        let job = Job::new(Ci::GitLab);
+        let start = Instant::now();
+        let ended = job.exec(&["db"], &format!("({left_behind}) & echo $!"));
+        let pid = ended.stdout.lines().find(|line| *line != "tick").expect("a process id");
+        // The one that writes may have noticed by itself that nobody reads any more.
+        Command::new("kill").arg(pid).stderr(Stdio::null()).status().expect("kill");
+        assert_eq!((ended.code, job.fake.story().as_str()), (Some(0), "db revoke"), "{left_behind}");
+        assert!(start.elapsed().as_secs() < 30, "{left_behind}: {ended:?}");
+    }
+}
+
+#[test]
+fn once_the_command_has_ended_signals_stop_neither_giving_back_nor_its_own_output() {
     let job = Job::new(Ci::GitLab);
-    let start = std::time::Instant::now();
-    let ended = job.exec(&["db"], "sleep 60 & echo $!");
-    Command::new("kill").arg(ended.stdout.trim()).status().expect("kill");
-    assert_eq!((ended.code, job.fake.story().as_str()), (Some(0), "db revoke"));
-    assert!(start.elapsed().as_secs() < 30, "{ended:?}");
+    // More than the pipe behind jobpass takes, so that some of it is still before it; then somebody who never stops.
+    let script = "head -c 120000 /dev/zero | tr '\\0' x; (while echo tick; do sleep 0.1; done) & read line";
+    let mut command = job.command(&["exec", "--grant", "db", "--", "sh", "-c", script]);
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = child.spawn().expect("jobpass runs");
+    until(|| job.fake.story() == "db");
+    job.fake.script(&[Reply::Status(503, "retry-after: 1\r\n", "")]);
+    child.stdin.take().expect("stdin").write_all(b"\n").expect("write");
+    until(|| job.fake.story() == "db revoke");
+    for signal in ["INT", "TERM"] {
+        Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().expect("kill");
+    }
+    until(|| job.fake.story() == "db revoke revoke");
+    let ended = crate::Ended::from(child.wait_with_output().expect("ends"));
+    assert_eq!((ended.code, ended.stdout.matches('x').count()), (Some(0), 120_000), "{}", ended.stderr);
+}
+
+#[test]
+fn a_second_signal_while_asking_waits_for_what_is_given_back() {
+    let job = Job::new(Ci::GitLab);
+    let busy = |retry_after| Reply::Status(503, retry_after, "");
+    job.fake.script(&[Reply::Right, busy("retry-after: 50\r\n"), busy("retry-after: 1\r\n")]);
+    let mut command = job.command(&["exec", "--grant", "db", "--grant", "api", "--", "true"]);
+    let mut child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("jobpass runs");
+    for story in ["db api", "db api revoke"] {
+        until(|| job.fake.story() == story);
+        Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status().expect("kill");
+    }
+    assert_eq!(child.wait().expect("ends").code(), Some(143));
+    assert_eq!(job.fake.story(), "db api revoke revoke");
+}
+
+fn until(mut it_is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !it_is_so() {
+        assert!(start.elapsed().as_secs() < 30, "it never was");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub(crate) enum Seen {
 /// What to answer to the next POST instead of the right answer.
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
+    /// The right one after all.
+    Right,
     /// Close the connection without an answer.
     Cut,
     /// Status, header lines, body.
@@ -221,7 +223,7 @@ fn serve(mut stream: impl Read + Write, state: &Mutex<State>, audience: &str) {
             match state.script.pop_front() {
                 Some(Reply::Cut) => return,
                 Some(Reply::Status(status, headers, body)) => (status, headers, body.to_owned()),
-                None => answer,
+                Some(Reply::Right) | None => answer,
             }
         }
         other => {
