@@ -24,20 +24,22 @@ impl PrivateDirectory {
     /// # Errors
     /// When the system refuses.
     pub(crate) fn make(within: &Path) -> Result<Self, DeliverError> {
-        for entry in within.read_dir().into_iter().flatten().flatten() {
-            let path = entry.path();
-            let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
-            if ours && lock(&path).is_ok() {
-                let _ = std::fs::remove_dir_all(&path);
-            }
-        }
         let path = within.join(format!("{PREFIX}{:016x}", u64::from_ne_bytes(random())));
         let failed = |error: rustix::io::Errno| DeliverError::File {
             path: path.display().to_string(),
             problem: error.to_string(),
         };
+        // One at a time: what is not locked yet would look left behind to another one that tidies up.
+        let _turn = lock(within, FlockOperation::LockExclusive).map_err(failed)?;
+        for entry in within.read_dir().into_iter().flatten().flatten() {
+            let path = entry.path();
+            let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
+            if ours && lock(&path, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                let _ = std::fs::remove_dir_all(&path);
+            }
+        }
         fs::mkdir(&path, Mode::RWXU).map_err(failed)?;
-        let lock = lock(&path).map_err(failed)?;
+        let lock = lock(&path, FlockOperation::NonBlockingLockExclusive).map_err(failed)?;
         Ok(Self { path, _lock: lock })
     }
 
@@ -75,10 +77,10 @@ impl Drop for PrivateDirectory {
     }
 }
 
-fn lock(path: &Path) -> rustix::io::Result<OwnedFd> {
+fn lock(path: &Path, how: FlockOperation) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = fs::open(path, flags, Mode::empty())?;
-    fs::flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
+    fs::flock(&directory, how)?;
     Ok(directory)
 }
 
@@ -100,6 +102,17 @@ mod tests {
         let second = PrivateDirectory::make(base.path()).expect("made");
         assert!(path.exists() && !left_behind.exists(), "what lives stays, what was left goes");
         drop((first, second));
+        assert_eq!(base.path().read_dir().expect("list").count(), 0);
+    }
+
+    #[test]
+    fn many_begin_at_once() {
+        let base = tempfile::tempdir().expect("directory");
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| (0..200).for_each(|_| drop(PrivateDirectory::make(base.path()).expect("made"))));
+            }
+        });
         assert_eq!(base.path().read_dir().expect("list").count(), 0);
     }
 }
