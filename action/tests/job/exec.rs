@@ -23,7 +23,9 @@ fn secrets_do_not_show_whatever_the_child_does_with_them() {
         (&["db"], "echo $PGUSER@$PGHOST", "jobpass_1@db.example\n"),
         (&["key"], r#"printf %s "$JOBPASS_TOKEN" | tail -n 1; printf %s "$JOBPASS_TOKEN"; echo"#, "***\n***\n"),
         (&["key"], r#"printf %s "$JOBPASS_TOKEN" | base64 -w 20"#, "***\n"),
-        // The process above has the CI's token and the handles; what can be read of them does not show either.
+        (&["key"], r#"printf %s "$JOBPASS_TOKEN" | base64 -w 20 | sed 's/^/    /'"#, "    ***\n"),
+        (&["api"], r#"printf '%.16s...' "$JOBPASS_TOKEN""#, "***..."),
+        // What can be read of what jobpass keeps to itself does not show either.
         (
             &["db"],
             "cat $XDG_RUNTIME_DIR/jobpass-*/* | grep -oE '\"(secret|handle)\":\"[^\"]*'",
