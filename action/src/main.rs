@@ -18,9 +18,12 @@ mod sources;
 mod talk;
 
 use clap::Parser as _;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // What is in here is not for other processes of this user, such as the command of `exec`, nor for a core file.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
     let env = env::Env::of_process();
     let cli = match commands::Cli::try_parse_from(commands::arguments(std::env::args_os())) {
         Ok(cli) => cli,
