@@ -3,7 +3,7 @@
 use crate::{
     certified::Key,
     client::{Ask, Client, ClientError, Pause, ServerUrl},
-    deliver::{Given, file},
+    deliver::Given,
     env::{Env, now},
     exec::INSIDE,
     mask::{MIN_LENGTH, Masking, Needles},
@@ -162,8 +162,8 @@ impl Job {
                 held.grant, held.lease
             ));
         }
-        if let Some(path) = &held.file {
-            file::remove(path);
+        if let Some(file) = &held.file {
+            file.remove();
         }
         if let Err(error) = self.session.forget(held.lease) {
             self.talk.warn(&error.to_string());

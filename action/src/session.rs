@@ -4,7 +4,7 @@
 //! place for that. Changes happen under a lock and replace the file whole. Follows no symlink and
 //! trusts no file that another user owns or can read.
 
-use crate::{client::random, env::Env};
+use crate::{client::random, deliver::file::Written, env::Env};
 use jobpass_protocol::{GrantName, LeaseHandle, LeaseId, SessionSecret};
 use rustix::{
     fd::{AsFd, OwnedFd},
@@ -49,7 +49,7 @@ pub(crate) struct Held {
     handle: Zeroizing<String>,
     /// The file that the credential was written to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) file: Option<PathBuf>,
+    pub(crate) file: Option<Written>,
 }
 
 impl Held {

@@ -3,7 +3,11 @@
 use super::{LimitArgs, print, shown, sleep};
 use crate::{
     deliver::{
-        DeliverError, Given, documents, documents::field_or_document, environment_names, file, shell_lines, variables,
+        DeliverError, Given, documents,
+        documents::field_or_document,
+        environment_names,
+        file::{self, Written},
+        shell_lines, variables,
     },
     job::Job,
     mask::Masking,
@@ -67,9 +71,9 @@ pub(super) fn run(args: &GetArgs, job: &Job) -> anyhow::Result<u8> {
     }
     let mut leases = job.obtain(&[args.limits.ask(&args.grant)], &sleep)?;
     let Some(mut lease) = leases.pop() else { bail!("no credential was given") };
-    let delivered = deliver(args, job, &lease.given).and_then(|path| {
-        if path.is_some() {
-            lease.held.file = path;
+    let delivered = deliver(args, job, &lease.given).and_then(|written| {
+        if written.is_some() {
+            lease.held.file = written;
             job.session.remember(lease.held.clone())?;
         }
         if let (Some(to), Some(handle)) = (&args.handle_to, lease.held.handle()) {
@@ -87,8 +91,8 @@ pub(super) fn run(args: &GetArgs, job: &Job) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// Returns the path of the file that holds the credential now.
-fn deliver(args: &GetArgs, job: &Job, given: &Given) -> anyhow::Result<Option<PathBuf>> {
+/// Returns the file that holds the credential now.
+fn deliver(args: &GetArgs, job: &Job, given: &Given) -> anyhow::Result<Option<Written>> {
     let text = contents(args, given)?;
     let Some(to) = &args.target.to else { return print(&text).map(|_| None) };
     let path = file::write(to, text.as_bytes())?;
@@ -99,7 +103,7 @@ fn deliver(args: &GetArgs, job: &Job, given: &Given) -> anyhow::Result<Option<Pa
             path.display()
         ));
     }
-    Ok(Some(path))
+    Ok(Some(Written::new(path, text.as_bytes())))
 }
 
 fn contents(args: &GetArgs, given: &Given) -> anyhow::Result<Zeroizing<String>> {

@@ -2,12 +2,41 @@
 
 use super::DeliverError;
 use crate::client::random;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use std::{
-    fs::{self, OpenOptions},
-    io::Write as _,
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
+
+/// A file as this program wrote it.
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct Written {
+    path: PathBuf,
+    /// SHA-256 of what was written.
+    sha256: String,
+}
+
+impl Written {
+    /// Remembers what a file was given.
+    pub(crate) fn new(path: PathBuf, contents: &[u8]) -> Self {
+        Self { path, sha256: format!("{:x}", Sha256::digest(contents)) }
+    }
+
+    /// Removes the file, once what it holds is worth nothing; not what somebody else wrote there since.
+    pub(crate) fn remove(&self) {
+        let holds_it = || {
+            let mut digest = Sha256::new();
+            let read = File::open(&self.path).and_then(|mut file| io::copy(&mut file, &mut digest));
+            read.is_ok() && format!("{:x}", digest.finalize()) == self.sha256
+        };
+        if fs::symlink_metadata(&self.path).is_ok_and(|found| found.is_file()) && holds_it() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
 
 /// Writes the file, in place of a regular one that is there. Returns its absolute path.
 ///
@@ -38,17 +67,23 @@ pub(crate) fn write(path: &Path, contents: &[u8]) -> Result<PathBuf, DeliverErro
     Ok(target)
 }
 
-/// Removes a file that this program wrote, once what it holds is worth nothing.
-pub(crate) fn remove(path: &Path) {
-    if fs::symlink_metadata(path).is_ok_and(|found| found.is_file()) {
-        let _ = fs::remove_file(path);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    #[test]
+    fn what_somebody_else_wrote_since_stays() {
+        let base = tempfile::tempdir().expect("directory");
+        let target = base.path().join("token");
+        for (since, stays) in [(None, false), (Some("the job's own"), true), (Some("secret and more"), true)] {
+            let written = Written::new(write(&target, b"secret").expect("written"), b"secret");
+            // In place: the file is the same one.
+            since.into_iter().for_each(|text| fs::write(&target, text).expect("written over"));
+            written.remove();
+            assert_eq!(target.exists(), stays, "{since:?}");
+        }
+    }
 
     #[test]
     fn files() {
