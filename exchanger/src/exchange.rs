@@ -11,6 +11,7 @@
 //! Renewal ([`renew`]) decides again on today's policy; [`give_back`] needs possession and nothing else.
 
 mod story;
+mod to_its_end;
 
 use crate::{
     app::App,
@@ -31,6 +32,7 @@ use jobpass_protocol::{
 use sha2::{Digest, Sha256};
 use std::{sync::Arc, time::Duration};
 use story::Story;
+use to_its_end::ToItsEnd;
 
 /// Why a request got no credential. Knows nothing of HTTP; `http::error` gives each its answer.
 #[derive(Debug, thiserror::Error)]
@@ -224,8 +226,8 @@ pub async fn renew(app: &Arc<App>, request: RenewRequest) -> Result<TokenRespons
             && let Some(slot) = slot.take()
         {
             let (app, backend) = (Arc::clone(app), Arc::clone(backend));
-            return task(async move { extend(&app, &*backend, slot, &permit, rotation, expires_at, &story).await })
-                .await;
+            let extended = async move { extend(&app, &*backend, slot, &permit, rotation, expires_at, &story).await };
+            return ToItsEnd::new(extended).await;
         }
     }
     let draft = Draft {
@@ -246,7 +248,7 @@ pub async fn give_back(app: &Arc<App>, request: RevokeRequest) -> Result<RevokeR
         return Ok(RevokeResponse::default()); // RFC 7009 §2.2: an unknown token is no error
     };
     let app = Arc::clone(app);
-    task(async move {
+    ToItsEnd::new(async move {
         let revocation = Revocation {
             targets: Targets::Family(lease.id()),
             because: Ending::Revoked,
@@ -293,14 +295,6 @@ fn told(family: &[State]) -> RevokeResponse {
     RevokeResponse { state: Some(if ended { LeaseState::Ended } else { LeaseState::Revoking }), until: None }
 }
 
-/// Runs to its end even when the caller is dropped.
-async fn task<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
-    match tokio::spawn(work).await {
-        Ok(value) => value,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
-}
-
 async fn detached(
     app: &Arc<App>,
     permit: Permit,
@@ -310,7 +304,7 @@ async fn detached(
     story: Story,
 ) -> Result<TokenResponse, Refusal> {
     let app = Arc::clone(app);
-    task(async move {
+    ToItsEnd::new(async move {
         let issued = match (app.backends.named(permit.grant().backend()), slot) {
             (Some(Backend::Local(backend)), _) => issue_local(&app, &**backend, &permit, &order, draft, &story).await,
             // In a box, so that what local ones need is not as large as what these do.
