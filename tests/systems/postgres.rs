@@ -115,6 +115,128 @@ async fn a_login_does_what_its_role_may_and_is_gone_after() {
     world.close().await;
 }
 
+/// What is the heir's here, and all that hangs on it.
+const HEIRLOOMS: &str = "
+    WITH mine AS (SELECT classid, objid FROM pg_shdepend WHERE refobjid = 'heir'::regrole AND deptype = 'o'
+        AND dbid = (SELECT oid FROM pg_database WHERE datname = current_database())),
+    things AS (SELECT classid, objid FROM mine
+        UNION ALL SELECT 'pg_attrdef'::regclass, oid FROM pg_attrdef WHERE adrelid IN (SELECT objid FROM mine)
+        UNION ALL SELECT 'pg_constraint'::regclass, oid FROM pg_constraint WHERE conrelid IN (SELECT objid FROM mine)
+        UNION ALL SELECT 'pg_trigger'::regclass, oid FROM pg_trigger WHERE tgrelid IN (SELECT objid FROM mine)
+        UNION ALL SELECT 'pg_rewrite'::regclass, oid FROM pg_rewrite WHERE ev_class IN (SELECT objid FROM mine)
+        UNION ALL SELECT 'pg_policy'::regclass, oid FROM pg_policy WHERE polrelid IN (SELECT objid FROM mine)
+        UNION ALL SELECT 'pg_class'::regclass, indexrelid FROM pg_index WHERE indrelid IN (SELECT objid FROM mine)
+        UNION ALL SELECT 'pg_cast'::regclass, oid FROM pg_cast WHERE oid >= 16384)
+    SELECT type || ' ' || identity AS thing FROM things, pg_identify_object(classid, objid, 0)
+    UNION SELECT privilege_type || ' for PUBLIC on ' || relname FROM pg_class, aclexplode(relacl) WHERE grantee = 0
+        AND oid IN (SELECT objid FROM mine)
+    UNION SELECT privilege_type || ' for PUBLIC on ' || nspname FROM pg_namespace, aclexplode(nspacl) WHERE grantee = 0
+        AND oid IN (SELECT objid FROM mine) ORDER BY thing";
+
+/// What a job leaves to the heir is data: nothing of it runs, with the heir's rights or with those of its users.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_job_leaves_behind_does_not_run() {
+    let (world, postgres, _secrets) = start("").await;
+    let admin = postgres.admin().await;
+    let setup = "CREATE SCHEMA prod AUTHORIZATION heir; CREATE TABLE prod.cards (n text); \
+         ALTER TABLE prod.cards OWNER TO heir; INSERT INTO prod.cards VALUES ('4111'); GRANT USAGE ON SCHEMA prod TO app; CREATE SCHEMA ci; \
+         GRANT USAGE, CREATE ON SCHEMA ci TO app; GRANT CREATE ON DATABASE postgres TO jobpass WITH GRANT OPTION; \
+         SET SESSION AUTHORIZATION jobpass; GRANT CREATE ON DATABASE postgres TO app; RESET SESSION AUTHORIZATION";
+    admin.batch_execute(setup).await.expect("the superuser may");
+    let (first, second) = (world.issue("heir").await, world.issue("heir").await);
+    let other = login(&second, "postgres").await.expect("the job logs in");
+    // What the other job makes lives on while the first one's passes on.
+    for statement in [
+        "CREATE FUNCTION ci.theirs(n int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT n'",
+        "CREATE FUNCTION ci.on_row() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN new; END'",
+        "CREATE DOMAIN ci.theirs_too AS int CHECK (ci.theirs(VALUE) > 0)",
+    ] {
+        other.batch_execute(statement).await.expect(statement);
+    }
+    let job = login(&first, "postgres").await.expect("the job logs in");
+    for statement in [
+        "CREATE VIEW ci.peek AS SELECT * FROM prod.cards; GRANT SELECT ON ci.peek TO PUBLIC",
+        "CREATE FUNCTION ci.doit(q text) RETURNS SETOF text LANGUAGE plpgsql SECURITY DEFINER \
+         AS 'BEGIN RETURN QUERY EXECUTE q; END'",
+        "CREATE PROCEDURE ci.proc() LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'",
+        "CREATE AGGREGATE ci.total(int) (SFUNC = int4pl, STYPE = int)",
+        "CREATE MATERIALIZED VIEW ci.kept AS SELECT 1 AS one",
+        "CREATE OPERATOR ci.@@+ (LEFTARG = int, RIGHTARG = int, FUNCTION = int4pl)",
+        "CREATE DOMAIN ci.positive AS int CHECK (VALUE > 0)",
+        "CREATE TYPE ci.span AS RANGE (SUBTYPE = int)",
+        "ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO PUBLIC",
+        // Data, with all that a table may have of its own.
+        "CREATE SCHEMA \"it's \"\"mine\"; GRANT USAGE, CREATE ON SCHEMA \"it's \"\"mine\" TO PUBLIC",
+        "CREATE TYPE ci.mood AS ENUM ('good', 'bad'); CREATE TYPE ci.pair AS (a int, b text)",
+        "CREATE CAST (ci.pair AS text) WITH INOUT AS IMPLICIT",
+        "CREATE TABLE \"it's \"\"mine\".\"t \"\"'\" (id serial PRIMARY KEY, n int DEFAULT 7 CHECK (n > 0), \
+         at timestamptz DEFAULT now() + '1 day', u uuid DEFAULT gen_random_uuid(), m ci.mood, p ci.pair, \
+         twice int GENERATED ALWAYS AS (n * 2) STORED); INSERT INTO \"it's \"\"mine\".\"t \"\"'\" DEFAULT VALUES",
+        "CREATE SEQUENCE ci.numbers; SELECT lo_create(4242)",
+        // And all that would run when others use it.
+        "CREATE TABLE ci.runs (id int CONSTRAINT good CHECK (id > 0) CONSTRAINT bad CHECK (ci.theirs(id) > 0), \
+         a int DEFAULT ci.theirs(1), b xml DEFAULT query_to_xml('SELECT * FROM prod.cards', true, true, ''), \
+         c text DEFAULT pg_read_file('secret'), d int GENERATED ALWAYS AS (ci.theirs(id)) STORED, e ci.positive)",
+        "INSERT INTO ci.runs (id, b, c) VALUES (1, '<a/>', 'c'); CREATE STATISTICS ci.counted ON id, a FROM ci.runs",
+        "CREATE INDEX plain ON ci.runs (lower(c)); CREATE INDEX evil ON ci.runs (ci.theirs(id)); \
+         CREATE INDEX worse ON ci.runs (id) WHERE ci.theirs(id) > 1",
+        "CREATE TRIGGER t BEFORE INSERT ON ci.runs FOR EACH ROW EXECUTE FUNCTION ci.on_row(); \
+         CREATE CONSTRAINT TRIGGER c AFTER INSERT ON ci.runs FOR EACH ROW EXECUTE FUNCTION ci.on_row()",
+        "CREATE RULE r AS ON DELETE TO ci.runs DO ALSO SELECT ci.theirs(1); CREATE POLICY p ON ci.runs USING (true)",
+        "GRANT SELECT, TRIGGER ON ci.runs TO PUBLIC",
+        "CREATE TABLE ci.typed (n ci.theirs_too); CREATE TABLE ci.split (id int) PARTITION BY RANGE ((ci.theirs(id)))",
+    ] {
+        job.batch_execute(statement).await.expect(statement);
+    }
+    world.revoke(&first.handle()).await.granted();
+    let lease = first.text_at("/lease_id");
+    world.until("the lease is ended", async || world.state_of(&lease).await["state"] == "ended").await;
+
+    for (statement, code) in [
+        ("SELECT * FROM prod.cards", "42501"),
+        ("SELECT * FROM ci.peek", "42P01"),
+        ("SELECT ci.doit('SELECT n FROM prod.cards')", "42883"),
+        ("CREATE TRIGGER again BEFORE INSERT ON ci.runs FOR EACH ROW EXECUTE FUNCTION ci.on_row()", "42501"),
+        ("CREATE FUNCTION \"it's \"\"mine\".f() RETURNS int LANGUAGE sql AS 'SELECT 1'", "42501"),
+    ] {
+        let refused = other.batch_execute(statement).await.expect_err(statement);
+        assert_eq!(refused.code().map(|code| code.code()), Some(code), "{statement}: {refused}");
+    }
+    let left = admin.query(HEIRLOOMS, &[]).await.expect("the query is right");
+    let left: Vec<String> = left.iter().map(|row| row.get(0)).collect();
+    let table = r#""it's ""mine"."t ""'""#;
+    let expected = [
+        "SELECT for PUBLIC on runs",
+        r#"SELECT for PUBLIC on t "'"#,
+        r#"USAGE for PUBLIC on it's "mine"#,
+        r#"default value for "it's ""mine"."t ""'".at"#,
+        r#"default value for "it's ""mine"."t ""'".id"#,
+        r#"default value for "it's ""mine"."t ""'".n"#,
+        r#"default value for "it's ""mine"."t ""'".twice"#,
+        r#"default value for "it's ""mine"."t ""'".u"#,
+        r#"index "it's ""mine"."t ""'_pkey""#,
+        "index ci.plain",
+        "large object 4242",
+        r#"schema "it's ""mine""#,
+        "schema prod",
+        r#"sequence "it's ""mine"."t ""'_id_seq""#,
+        "sequence ci.numbers",
+        r#"table "it's ""mine"."t ""'""#,
+        "table ci.runs",
+        r#"table constraint "t ""'_n_check" on "it's ""mine"."t ""'""#,
+        r#"table constraint "t ""'_pkey" on "it's ""mine"."t ""'""#,
+        "table constraint good on ci.runs",
+        "table prod.cards",
+        "type ci.mood",
+        "type ci.pair",
+    ];
+    assert_eq!(left, expected);
+    let kept = format!("SELECT count(*) FROM {table} WHERE n = 7 AND twice = 14 AND at > now() AND u IS NOT NULL");
+    assert_eq!(count(&admin, &kept).await, 1);
+    assert_eq!(count(&admin, "SELECT count(*) FROM ci.runs WHERE id = 1 AND a = 1 AND d = 1 AND c = 'c'").await, 1);
+    world.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renewed_login_is_the_same_login_and_expires_with_its_lease() {
     let (world, postgres, _secrets) = start("").await;

@@ -2,8 +2,8 @@
 //!
 //! The server never sees a password: we send it a SCRAM-SHA-256 verifier (RFC 5802, RFC 7677). One
 //! transaction makes the role, and fails when it comes too late. Taking it back shuts the role out first,
-//! ends its sessions (they would outlive both its expiry and its removal), hands over or drops what
-//! it owns in every database of the cluster, and then drops it.
+//! ends its sessions (they would outlive both its expiry and its removal), hands over its data and drops what
+//! else it owns in every database of the cluster, and then drops it.
 
 mod pool;
 mod removal;
@@ -76,7 +76,8 @@ pub struct File {
     /// Whether grants may have `statements` run with our role's rights. Default: no.
     #[serde(default)]
     pub statements: bool,
-    /// Who gets what a dropped role owned. Default: it is dropped.
+    /// Who gets the data that a dropped role owned: its schemas, tables, sequences, large objects, enumerations
+    /// and composite types. What else it owned is dropped. Default: all of it is.
     pub reassign_owned_to: Option<String>,
     /// Where jobs find the server, if not where we do.
     #[serde(default)]

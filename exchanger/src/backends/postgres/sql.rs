@@ -121,10 +121,16 @@ pub(super) fn terminate(role: &Identifier, wait_ms: u64) -> String {
     )
 }
 
-/// Hands what the role owns in this database to `heir`, or drops it; takes back what it was granted.
+/// Hands the data that the role owns in this database to `heir`; see there.
+const BEQUEST: &str = include_str!("bequest.sql");
+
+/// Drops what the role owns in this database, but for the data that goes to `heir`; takes back what it was granted.
 pub(super) fn disown(role: &Identifier, heir: Option<&Identifier>) -> String {
-    let reassign = heir.map(|heir| format!("REASSIGN OWNED BY {role} TO {heir}; ")).unwrap_or_default();
-    format!("{reassign}DROP OWNED BY {role} CASCADE")
+    let bequeath = heir.map(|heir| {
+        let (role, heir) = (literal(role.as_str()), literal(heir.as_str()));
+        format!("SET LOCAL jobpass.role = {role}; SET LOCAL jobpass.heir = {heir}; {BEQUEST}; ")
+    });
+    format!("{}DROP OWNED BY {role} CASCADE", bequeath.unwrap_or_default())
 }
 
 /// Removes the role.
