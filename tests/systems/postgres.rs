@@ -237,6 +237,29 @@ async fn what_a_job_leaves_behind_does_not_run() {
     world.close().await;
 }
 
+/// While somebody is in the way of a removal, what the role made does not go on with the role's rights.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_removed_yet_can_do_nothing() {
+    let (world, postgres, _secrets) = start("").await;
+    let (first, second) = (world.issue("db").await, world.issue("weird").await);
+    let job = login(&first, "postgres").await.expect("the job logs in");
+    let made = "CREATE TABLE mine (n int); GRANT SELECT ON mine TO PUBLIC; CREATE FUNCTION doit() RETURNS bigint \
+         LANGUAGE sql SECURITY DEFINER AS 'SELECT count(*) FROM public.deploys'";
+    job.batch_execute(made).await.expect("the role may");
+    let other = login(&second, "postgres").await.expect("the job logs in");
+    assert_eq!(count(&other, "SELECT doit()").await, 0);
+    other.batch_execute("BEGIN; SELECT * FROM mine").await.expect("it may");
+    assert_eq!(world.revoke(&first.handle()).await.granted().body["state"], "revoking", "somebody reads what it owns");
+    let refused = other.query("SELECT doit()", &[]).await.expect_err("the function has no rights left");
+    assert_eq!(refused.code().map(|code| code.code()), Some("42501"), "{refused}");
+    drop(other);
+    world.advance(Duration::from_secs(60));
+    let lease = first.text_at("/lease_id");
+    world.until("the lease is ended", async || world.state_of(&lease).await["state"] == "ended").await;
+    assert!(!postgres.has_role(&first.text_at("/credential/username")).await);
+    world.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renewed_login_is_the_same_login_and_expires_with_its_lease() {
     let (world, postgres, _secrets) = start("").await;

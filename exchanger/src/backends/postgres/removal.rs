@@ -29,15 +29,15 @@ impl Postgres {
         }
         for _ in 0..ROUNDS {
             let holdings = Holdings::read(&run(&link.client, &sql::holdings(role)).await?);
-            if holdings.sessions || !holdings.databases.is_empty() {
-                run(&link.client, &sql::become_member(role)).await?;
-            }
             if holdings.sessions {
+                run(&link.client, &sql::become_member(role)).await?;
                 run(&link.client, &sql::terminate(role, SESSION_END_MS)).await?;
                 // What they were about to commit, they may have committed: look again.
                 continue;
             }
             if !holdings.databases.is_empty() {
+                // What it made would go on with its roles' rights, shut out or not, while others hold this up.
+                run(&link.client, &format!("{}; {}", sql::become_member(role), sql::expel(role))).await?;
                 // Whoever waits here needs no connection meanwhile.
                 self.pool.give_back(link);
                 let place = timeout(REMOVALS_WAIT, self.removals.acquire()).await;

@@ -133,6 +133,17 @@ pub(super) fn disown(role: &Identifier, heir: Option<&Identifier>) -> String {
     format!("{}DROP OWNED BY {role} CASCADE", bequeath.unwrap_or_default())
 }
 
+/// Takes from the role the roles that it is a member of, as far as they are ours to take.
+pub(super) fn expel(role: &Identifier) -> String {
+    let name = literal(role.as_str());
+    format!(
+        "DO $expel$ DECLARE held name; BEGIN \
+         FOR held IN SELECT pg_get_userbyid(roleid) FROM pg_auth_members WHERE pg_get_userbyid(member) = {name} LOOP \
+         BEGIN EXECUTE format('REVOKE %I FROM %I', held, {name}); EXCEPTION WHEN insufficient_privilege THEN NULL; END; \
+         END LOOP; END $expel$"
+    )
+}
+
 /// Removes the role.
 pub(super) fn drop_role(role: &Identifier) -> String {
     format!("DROP ROLE {role}")
