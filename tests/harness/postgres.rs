@@ -26,15 +26,20 @@ pub struct Postgres {
 impl Postgres {
     /// Initialises a cluster and starts it: about two seconds.
     pub async fn start() -> Self {
-        Self::launch(false).await
+        Self::launch(false, &[]).await
+    }
+
+    /// The same with settings of its own, such as `work_mem=1MB`.
+    pub async fn start_with(settings: &[&str]) -> Self {
+        Self::launch(false, settings).await
     }
 
     /// The same with TLS, by a certificate of an authority of its own.
     pub async fn start_tls() -> Self {
-        Self::launch(true).await
+        Self::launch(true, &[]).await
     }
 
-    async fn launch(with_tls: bool) -> Self {
+    async fn launch(with_tls: bool, settings: &[&str]) -> Self {
         let directory =
             tempfile::Builder::new().prefix("postgres").tempdir().expect("the temporary directory is there");
         let password_file = directory.path().join("password");
@@ -60,6 +65,7 @@ impl Postgres {
         let mut postgres = unprivileged("postgres");
         postgres.arg("-D").arg(&data).args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
         postgres.args(["-c", "unix_socket_directories=", "-c", "fsync=off", "-c", "log_statement=none"]);
+        postgres.args(settings.iter().flat_map(|setting| ["-c", setting]));
         if with_tls {
             let file = |name: &str| directory.path().join(name).display().to_string();
             postgres.args(["-c", "ssl=on", "-c", &format!("ssl_cert_file={}", file("server.pem"))]);

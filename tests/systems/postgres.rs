@@ -13,7 +13,10 @@ const WEIRD: &str = r#"we"ird '\ роль; DROP ROLE app; --"#;
 
 /// A world whose backends `db` and `heir` are one PostgreSQL; `more` is config of both.
 async fn start(more: &str) -> (World, Postgres, TempDir) {
-    let postgres = Postgres::start().await;
+    start_at(Postgres::start().await, more).await
+}
+
+async fn start_at(postgres: Postgres, more: &str) -> (World, Postgres, TempDir) {
     let weird = WEIRD.replace('"', "\"\"");
     let setup = format!(
         "CREATE ROLE app; CREATE ROLE \"{weird}\"; CREATE ROLE heir; CREATE ROLE forbidden; \
@@ -257,6 +260,24 @@ async fn what_is_not_removed_yet_can_do_nothing() {
     let lease = first.text_at("/lease_id");
     world.until("the lease is ended", async || world.state_of(&lease).await["state"] == "ended").await;
     assert!(!postgres.has_role(&first.text_at("/credential/username")).await);
+    world.close().await;
+}
+
+/// What a job prepared (two-phase commit) outlives its sessions, and holds what it locked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepared_transaction_is_no_way_to_stay() {
+    let (world, postgres, _secrets) = start_at(Postgres::start_with(&["max_prepared_transactions=5"]).await, "").await;
+    let answer = world.issue("db").await;
+    for (database, statements) in [
+        ("postgres", "BEGIN; ALTER ROLE CURRENT_USER PASSWORD 'x'; PREPARE TRANSACTION 'keep ''me'"),
+        ("other", "BEGIN; CREATE TABLE elsewhere (n int); PREPARE TRANSACTION 'me \\ too'"),
+    ] {
+        let job = login(&answer, database).await.expect("the job logs in");
+        job.batch_execute(statements).await.expect(statements);
+    }
+    assert_eq!(world.revoke(&answer.handle()).await.granted().body["state"], "ended");
+    assert_eq!(postgres.leased_roles().await, [""; 0]);
+    assert_eq!(count(&postgres.admin().await, "SELECT count(*) FROM pg_prepared_xacts").await, 0);
     world.close().await;
 }
 

@@ -1,5 +1,5 @@
-//! Taking a role back: shut out first, then its sessions, then what it owns, then itself. What others hold
-//! up is tried again later, and takes few connections meanwhile.
+//! Taking a role back: shut out first, then its sessions and prepared transactions, then what it owns, then
+//! itself. What others hold up is tried again later, and takes few connections meanwhile.
 
 use super::{Postgres, Revoked, STEP, Trouble, pool::Link, run, sql, sql::Identifier};
 use crate::backends::RemoteError;
@@ -29,9 +29,9 @@ impl Postgres {
         }
         for _ in 0..ROUNDS {
             let holdings = Holdings::read(&run(&link.client, &sql::holdings(role)).await?);
-            if holdings.sessions {
+            if holdings.works {
                 run(&link.client, &sql::become_member(role)).await?;
-                run(&link.client, &sql::terminate(role, SESSION_END_MS)).await?;
+                self.end_work(&link, role).await?;
                 // What they were about to commit, they may have committed: look again.
                 continue;
             }
@@ -62,14 +62,14 @@ impl Postgres {
 
     /// Shuts the role out; says whether it is there.
     async fn lock_out(&self, link: &Link, role: &Identifier) -> Result<bool, RemoteError> {
-        // A session of the role that holds its row (it may change its own password) would keep the
-        // lock-out waiting: then its sessions are ended from beside, while the lock-out stands in line.
+        // A session of the role that holds its row (it may change its own password) would keep the lock-out
+        // waiting: then its work is ended from beside, while the lock-out stands in line.
         let help = async {
             sleep(BLOCKED_AFTER).await;
             if let Ok(beside) = self.pool.take(STEP).await {
                 // What fails here is said by the lock-out.
                 let _ = run(&beside.client, &sql::become_member(role)).await;
-                let _ = run(&beside.client, &sql::terminate(role, SESSION_END_MS)).await;
+                let _ = self.end_work(&beside, role).await;
                 self.pool.give_back(beside);
             }
             std::future::pending().await
@@ -86,6 +86,23 @@ impl Postgres {
         }
     }
 
+    /// Ends the role's sessions, then what they prepared (two-phase commit), which would outlive them.
+    async fn end_work(&self, link: &Link, role: &Identifier) -> Result<(), RemoteError> {
+        run(&link.client, &sql::terminate(role, SESSION_END_MS)).await?;
+        for message in run(&link.client, &sql::prepared(role)).await? {
+            let SimpleQueryMessage::Row(row) = message else { continue };
+            let (Some(prepared), Some(database)) = (row.get(0), row.get(1)) else { continue };
+            // In its database, and as the role: so on a connection that goes with it.
+            let client = self.connect(database).await?;
+            run(&client, &sql::become_role(role)).await?;
+            match run(&client, &sql::roll_back(prepared)).await {
+                Ok(_) | Err(Trouble::Server(SqlState::UNDEFINED_OBJECT, _)) => {}
+                Err(trouble) => return Err(trouble.into()),
+            }
+        }
+        Ok(())
+    }
+
     async fn disown(&self, link: &Link, role: &Identifier, database: &str) -> Result<(), RemoteError> {
         let statements = format!("{}; {}", sql::lock_timeout(REMOVAL_LOCK_WAIT), sql::disown(role, self.heir.as_ref()));
         let elsewhere = if database == self.database { None } else { Some(self.connect(database).await?) };
@@ -96,16 +113,17 @@ impl Postgres {
 
 /// What a role holds on to.
 struct Holdings {
-    sessions: bool,
+    /// Open sessions, or prepared transactions.
+    works: bool,
     databases: Vec<String>,
 }
 
 impl Holdings {
     fn read(answer: &[SimpleQueryMessage]) -> Self {
-        let mut holdings = Self { sessions: false, databases: Vec::new() };
+        let mut holdings = Self { works: false, databases: Vec::new() };
         for message in answer {
             if let SimpleQueryMessage::Row(row) = message {
-                holdings.sessions |= row.get(0).is_some_and(|count| count != "0");
+                holdings.works |= row.get(0).is_some_and(|count| count != "0");
                 holdings.databases.extend(row.get(1).map(str::to_owned));
             }
         }

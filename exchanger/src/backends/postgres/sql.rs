@@ -96,14 +96,15 @@ pub(super) fn lock_out(role: &Identifier) -> String {
     format!("SET LOCAL synchronous_commit = off; ALTER ROLE {role} NOLOGIN VALID UNTIL '-infinity'")
 }
 
-/// What the role still holds on to: its oid, its open sessions, and the databases where it owns
-/// something or was granted something (`pg_shdepend` is one catalogue for the whole cluster).
+/// What the role still holds on to: its open sessions and prepared transactions, and the databases where it
+/// owns something or was granted something (`pg_shdepend` is one catalogue for the whole cluster).
 pub(super) fn holdings(role: &Identifier) -> String {
     format!(
-        "SELECT (SELECT count(*) FROM pg_stat_activity a WHERE a.usesysid = r.oid), d.datname \
+        "SELECT (SELECT count(*) FROM pg_stat_activity a WHERE a.usesysid = r.oid) \
+         + (SELECT count(*) FROM pg_prepared_xacts p WHERE p.owner = r.rolname), d.datname \
          FROM pg_roles r LEFT JOIN pg_shdepend s ON s.refclassid = 'pg_authid'::regclass AND s.refobjid = r.oid \
          LEFT JOIN pg_database d ON d.oid = s.dbid OR (s.dbid = 0 AND d.datname = current_database()) \
-         WHERE r.rolname = {} GROUP BY r.oid, d.datname",
+         WHERE r.rolname = {} GROUP BY r.oid, r.rolname, d.datname",
         literal(role.as_str())
     )
 }
@@ -119,6 +120,21 @@ pub(super) fn terminate(role: &Identifier, wait_ms: u64) -> String {
         "SELECT pg_terminate_backend(pid, {wait_ms}) FROM pg_stat_activity WHERE usename = {}",
         literal(role.as_str())
     )
+}
+
+/// The transactions that the role prepared (two-phase commit), each with its database.
+pub(super) fn prepared(role: &Identifier) -> String {
+    format!("SELECT gid, database FROM pg_prepared_xacts WHERE owner = {}", literal(role.as_str()))
+}
+
+/// Acts as the role from here on.
+pub(super) fn become_role(role: &Identifier) -> String {
+    format!("SET ROLE {role}")
+}
+
+/// Ends a prepared transaction; only its role may, in its database.
+pub(super) fn roll_back(prepared: &str) -> String {
+    format!("ROLLBACK PREPARED {}", literal(prepared))
 }
 
 /// Hands the data that the role owns in this database to `heir`; see there.
