@@ -42,6 +42,7 @@ struct Token {
 struct Inner {
     tokens: Vec<Token>,
     lose_answers: u32,
+    rotations: u32,
 }
 
 struct Shared {
@@ -99,6 +100,11 @@ impl GitLabApi {
     /// Acts on the next creations and answers 502.
     pub fn lose_answers(&self, times: u32) {
         self.shared.inner().lose_answers = times;
+    }
+
+    /// Before each of the next deletions the job rotates its token, as `personal_access_tokens/self/rotate` does.
+    pub fn rotate_meanwhile(&self, times: u32) {
+        self.shared.inner().rotations = times;
     }
 }
 
@@ -231,6 +237,16 @@ async fn revoke(
         return refusal;
     }
     let mut inner = api.inner();
+    if inner.rotations > 0
+        && let Some(old) = inner.tokens.iter_mut().find(|token| token.id == id && !token.revoked)
+    {
+        let text = format!("glpat-{}", Uuid::new_v4().simple());
+        let mut next = Token { text, ..old.clone() };
+        old.revoked = true;
+        next.id = inner.tokens.len() as u64 + 1;
+        inner.tokens.push(next);
+        inner.rotations -= 1;
+    }
     match inner
         .tokens
         .iter_mut()

@@ -95,3 +95,19 @@ async fn a_lost_token_is_found_by_its_name() {
     over(&world).await;
     world.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_rotates_itself_is_taken_back() {
+    let (world, gitlab) = start().await;
+    for (rotations, state) in [(2, "ended"), (u32::MAX, "revoking")] {
+        let held = world.issue("group").await;
+        gitlab.rotate_meanwhile(rotations);
+        assert_eq!(world.revoke(&held.handle()).await.granted().body["state"], state, "{rotations}");
+        assert_eq!(gitlab.live().is_empty(), state == "ended", "{rotations}");
+    }
+    gitlab.rotate_meanwhile(0);
+    world.advance(Duration::from_secs(60));
+    world.until("it is revoked", async || gitlab.live().is_empty()).await;
+    over(&world).await;
+    world.close().await;
+}

@@ -103,6 +103,8 @@ const DAY: i64 = 86_400;
 /// GitLab's largest page, and how many of them are looked through for a name.
 const PAGE: usize = 100;
 const MAX_PAGES: usize = 50;
+/// How often tokens that turn up meanwhile are revoked before it is tried again later.
+const ROUNDS: usize = 5;
 
 const PLACE: FieldRules = FieldRules {
     authority: true,
@@ -363,16 +365,24 @@ impl RemoteBackend for GitLab {
         Box::pin(async move {
             let object = Object::deserialize(&lease.placement().object)
                 .map_err(|_| RemoteError("the lease does not say where its token is".to_owned()))?;
-            let ids = self.find(&object, &lease.id().remote_name()).await.map_err(RemoteError)?;
-            for id in &ids {
-                let answer = self.send(Method::DELETE, &self.tokens(&object, Some(*id)), Vec::new()).await;
-                let status = answer.map_err(|error| RemoteError(error.to_string()))?.status;
-                if !status.is_success() && status != StatusCode::NOT_FOUND {
-                    return Err(RemoteError(format!("GitLab answered {} to the revocation", status.as_u16())));
+            // A creation that was not answered may still land: what is found now need not be all.
+            let mut revoked = Revoked::NotFound;
+            // A job may rotate its token meanwhile (`self/rotate`): the next one has another id, and the same name.
+            for _ in 0..ROUNDS {
+                let ids = self.find(&object, &lease.id().remote_name()).await.map_err(RemoteError)?;
+                if ids.is_empty() {
+                    return Ok(revoked);
+                }
+                revoked = Revoked::Gone;
+                for id in ids {
+                    let answer = self.send(Method::DELETE, &self.tokens(&object, Some(id)), Vec::new()).await;
+                    let status = answer.map_err(|error| RemoteError(error.to_string()))?.status;
+                    if !status.is_success() && status != StatusCode::NOT_FOUND {
+                        return Err(RemoteError(format!("GitLab answered {} to the revocation", status.as_u16())));
+                    }
                 }
             }
-            // A creation that was not answered may still land: what is found now need not be all.
-            Ok(if ids.is_empty() { Revoked::NotFound } else { Revoked::Gone })
+            Err(RemoteError("tokens of the lease's name keep turning up: does the job rotate its own?".to_owned()))
         })
     }
 }
