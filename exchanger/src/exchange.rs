@@ -407,7 +407,7 @@ async fn issue_remote(
 /// The mint failed: ends the lease if certainly nothing was made, else leaves it to the reaper.
 async fn abandon(app: &App, story: &Story, pending: PendingLease, waiting: State, error: MintError) -> Refusal {
     let lease = pending.lease();
-    let certainly_nothing = !matches!(error, MintError::OutcomeUnknown(_));
+    let certainly_nothing = error.made_nothing();
     let now = app.clock.now();
     let after = match pending.kept() {
         // Something came to be all the same, and this takes it back.

@@ -133,6 +133,19 @@ async fn what_a_sick_backend_answers() {
     }
 }
 
+/// An answer is a sign of life, whatever it means for the lease.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_say_nothing_rest_no_backend() {
+    let (world, sick, _secrets) = start("{ failures: 1, rest: 1h }").await;
+    sick.misbehave(vec![Fault { answer: Answer::Garbage, ..Fault::on(On::Create) }]);
+    world.exchange(&world.token(), "sick", &[]).await.refused(502, "server_error");
+    world.issue("sick").await;
+    assert_eq!(metric(&world, "jobpass_backend_failures_total").await, 0);
+    world.advance(HOUR);
+    world.until("nothing is left", async || sick.keys().is_empty()).await;
+    world.close().await;
+}
+
 /// What one job can make slow costs the others nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_revocations_rest_no_backend() {

@@ -300,6 +300,7 @@ fn refused<E: ProvideErrorMetadata, R>(error: &SdkError<E, R>) -> MintError {
         SdkError::DispatchFailure(failure) if failure.is_user() => {
             MintError::Unavailable("STS could not be asked: the connection could not be made".to_owned())
         }
+        SdkError::ResponseError(_) => MintError::Unclear("STS answered what cannot be read".to_owned()),
         _ => MintError::OutcomeUnknown("STS did not answer as it should".to_owned()),
     }
 }
@@ -437,13 +438,13 @@ impl RemoteBackend for AwsSts {
             let rendered: &Rendered = spec::rendered(rendered)?;
             let credentials = self.ask(order, rendered, &pending.remote_name()).await?;
             let credentials =
-                credentials.ok_or_else(|| MintError::OutcomeUnknown("STS answered without credentials".to_owned()))?;
+                credentials.ok_or_else(|| MintError::Unclear("STS answered without credentials".to_owned()))?;
             let expires_at = SystemTime::try_from(*credentials.expiration())
                 .ok()
                 .and_then(|at| at.duration_since(UNIX_EPOCH).ok())
                 .and_then(|since| i64::try_from(since.as_secs()).ok())
                 .map(Timestamp::from_secs)
-                .ok_or_else(|| MintError::OutcomeUnknown("STS answered with an expiry that is none".to_owned()))?;
+                .ok_or_else(|| MintError::Unclear("STS answered with an expiry that is none".to_owned()))?;
             let credential = Credential::aws_session(
                 credentials.access_key_id(),
                 credentials.secret_access_key().into(),

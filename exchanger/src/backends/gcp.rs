@@ -241,10 +241,7 @@ impl Gcp {
             ("subject_token", presented.expose()),
         ];
         let answer = self.upstream.post_form(&self.sts, None, &form).await;
-        let answer: Exchanged = answer.map_err(|error| match error {
-            MintError::OutcomeUnknown(why) => MintError::Unavailable(why),
-            other => other,
-        })?;
+        let answer: Exchanged = answer.map_err(MintError::after_reading)?;
         Ok(answer.access_token)
     }
 
@@ -419,10 +416,7 @@ impl RemoteBackend for Gcp {
                 self.impersonate(&federated, rendered).await?;
             if let Some(boundary) = &rendered.boundary {
                 // What came before is in no hands but ours; still, it exists.
-                access_token = self
-                    .narrow(&access_token, boundary)
-                    .await
-                    .map_err(|error| MintError::OutcomeUnknown(error.to_string()))?;
+                access_token = self.narrow(&access_token, boundary).await.map_err(MintError::after_making)?;
             }
             let credential = Credential::gcp_token(&rendered.service_account, access_token, &expires_at.to_string());
             Ok(Minted { credential, expires_at })

@@ -276,7 +276,7 @@ impl GitHubApp {
         order: &Order,
         asked: &Rendered,
     ) -> Result<Minted, MintError> {
-        let unknown = |why: &str| MintError::OutcomeUnknown(why.to_owned());
+        let unknown = |why: &str| MintError::Unclear(why.to_owned());
         let answer: Answer =
             serde_json::from_slice(&answer.body).map_err(|_| unknown("GitHub's answer has no token"))?;
         self.sealing.keep(pending, &answer.token).map_err(|error| unknown(&error.to_string()))?;

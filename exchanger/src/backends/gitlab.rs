@@ -356,7 +356,7 @@ impl RemoteBackend for GitLab {
             let answer = self.send(Method::POST, &url, body.to_string().into_bytes()).await?;
             self.upstream.made(&answer)?;
             let made: Made = serde_json::from_slice(&answer.body)
-                .map_err(|_| MintError::OutcomeUnknown("GitLab's answer has no token".to_owned()))?;
+                .map_err(|_| MintError::Unclear("GitLab's answer has no token".to_owned()))?;
             Ok(Minted { credential: Credential::bearer(made.token), expires_at: order.expires_at.min(*ends) })
         })
     }

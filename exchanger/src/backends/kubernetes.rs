@@ -201,6 +201,23 @@ impl Kubernetes {
         let answer: TokenAnswer = self.upstream.post_json(&url, Some(self.authorization()?), &body).await?;
         Ok(answer.status)
     }
+
+    /// Deletes a lease's Secret, and with it the token that is bound to it.
+    async fn delete(&self, namespace: &str, lease: LeaseId) -> Result<Revoked, RemoteError> {
+        let url = self.url(namespace, &["secrets", &secret_name(lease)]);
+        let authorization = self.authorization().map_err(|error| RemoteError(error.to_string()))?;
+        let request = Request::delete(url.as_str())
+            .header(header::ACCEPT, "application/json")
+            .header(header::AUTHORIZATION, authorization)
+            .body(Vec::new())
+            .map_err(|error| RemoteError(error.to_string()))?;
+        let answer = self.upstream.send(request).await.map_err(|error| RemoteError(error.to_string()))?;
+        match answer.status {
+            StatusCode::NOT_FOUND => Ok(Revoked::NotFound),
+            status if status.is_success() => Ok(Revoked::Gone),
+            status => Err(RemoteError(format!("the API server answered {} to the deletion", status.as_u16()))),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -362,9 +379,14 @@ impl RemoteBackend for Kubernetes {
                 Some(secret) => {
                     let url = self.url(&rendered.namespace, &["secrets"]);
                     let made: Made = self.upstream.post_json(&url, Some(self.authorization()?), secret).await?;
-                    // The Secret is there now, so whatever comes next something was made.
-                    let asked = self.request_token(rendered, Some(made)).await;
-                    asked.map_err(|error| MintError::OutcomeUnknown(error.to_string()))?
+                    match self.request_token(rendered, Some(made)).await {
+                        // The Secret is there. Certainly nothing is left of it, or nobody knows.
+                        Err(error) if error.made_nothing() => {
+                            let gone = self.delete(&rendered.namespace, order.lease).await;
+                            return Err(if gone.is_ok() { error } else { error.after_making() });
+                        }
+                        asked => asked?,
+                    }
                 }
             };
             let told = status.expiration_timestamp;
@@ -388,19 +410,7 @@ impl RemoteBackend for Kubernetes {
         Box::pin(async move {
             let namespace = lease.placement().object["namespace"].as_str();
             let namespace = namespace.ok_or_else(|| RemoteError("the lease names no namespace".to_owned()))?;
-            let url = self.url(namespace, &["secrets", &secret_name(lease.id())]);
-            let authorization = self.authorization().map_err(|error| RemoteError(error.to_string()))?;
-            let request = Request::delete(url.as_str())
-                .header(header::ACCEPT, "application/json")
-                .header(header::AUTHORIZATION, authorization)
-                .body(Vec::new())
-                .map_err(|error| RemoteError(error.to_string()))?;
-            let answer = self.upstream.send(request).await.map_err(|error| RemoteError(error.to_string()))?;
-            match answer.status {
-                StatusCode::NOT_FOUND => Ok(Revoked::NotFound),
-                status if status.is_success() => Ok(Revoked::Gone),
-                status => Err(RemoteError(format!("the API server answered {} to the deletion", status.as_u16()))),
-            }
+            self.delete(namespace, lease.id()).await
         })
     }
 }

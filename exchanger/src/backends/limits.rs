@@ -276,7 +276,8 @@ impl Slot {
             minted = timeout_at(until, attempt()).await.unwrap_or_else(unknown);
         }
         match &minted {
-            Ok(_) | Err(MintError::Refused(_)) => self.limits.note(&Sign::Alive),
+            // An answer is a sign of life, whatever it means for the lease: a job can have brought it about.
+            Ok(_) | Err(MintError::Refused(_) | MintError::Unclear(_)) => self.limits.note(&Sign::Alive),
             Err(MintError::Unavailable(_) | MintError::OutcomeUnknown(_)) => self.limits.note(&Sign::Failing),
             Err(MintError::Throttled { retry_after, .. }) => self.limits.note(&Sign::LeaveAlone(*retry_after)),
             Err(MintError::Unfit { .. }) => {}

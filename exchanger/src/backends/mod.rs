@@ -199,9 +199,37 @@ pub enum MintError {
     /// The system refused, and certainly made nothing.
     #[error("{0}")]
     Refused(String),
-    /// Nobody knows whether the system made the credential.
+    /// The system does not answer, or fails: nobody knows whether it made the credential.
     #[error("{0}")]
     OutcomeUnknown(String),
+    /// The system is well, but answered something else than was asked for: nobody knows what it made.
+    #[error("{0}")]
+    Unclear(String),
+}
+
+impl MintError {
+    /// Whether the system certainly made nothing.
+    #[must_use]
+    pub const fn made_nothing(&self) -> bool {
+        !matches!(self, Self::OutcomeUnknown(_) | Self::Unclear(_))
+    }
+
+    /// The same where something was made before: that is there, whatever became of the rest.
+    fn after_making(self) -> Self {
+        match self {
+            Self::Unavailable(why) | Self::OutcomeUnknown(why) => Self::OutcomeUnknown(why),
+            other => Self::Unclear(other.to_string()),
+        }
+    }
+
+    /// The same where the request could make nothing.
+    fn after_reading(self) -> Self {
+        match self {
+            Self::OutcomeUnknown(why) => Self::Unavailable(why),
+            Self::Unclear(why) => Self::Refused(why),
+            other => other,
+        }
+    }
 }
 
 /// How a revocation went.

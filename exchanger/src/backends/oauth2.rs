@@ -420,7 +420,7 @@ impl RemoteBackend for OAuth2 {
                 return Ok(Minted { credential: Credential::bearer(token), expires_at: told });
             }
             let kept = self.sealing.keep(pending, &token);
-            kept.map_err(|error| MintError::OutcomeUnknown(error.to_string()))?;
+            kept.map_err(|error| MintError::Unclear(error.to_string()))?;
             // One that lives longer is taken back when the lease is over.
             Ok(Minted { credential: Credential::bearer(token), expires_at: told.min(order.expires_at) })
         })

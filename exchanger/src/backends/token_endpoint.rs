@@ -97,7 +97,7 @@ impl TokenEndpoint {
         form: &[(&str, &str)],
     ) -> Result<(Secret, Timestamp), MintError> {
         let answer: Answer = self.upstream.post_form(&self.url, authorization, form).await?;
-        let unfit = |what: &str| MintError::OutcomeUnknown(format!("the server gave a token {what}"));
+        let unfit = |what: &str| MintError::Unclear(format!("the server gave a token {what}"));
         if !answer.token_type.eq_ignore_ascii_case("bearer") {
             return Err(unfit("that is no bearer token"));
         }

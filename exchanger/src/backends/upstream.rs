@@ -59,7 +59,7 @@ impl Upstream {
     /// Posts a form (RFC 6749 §4.4.2 and the like), and reads what was made from the JSON that comes back.
     ///
     /// # Errors
-    /// `OutcomeUnknown` wherever it is not certain that nothing was made.
+    /// `OutcomeUnknown` or `Unclear` wherever it is not certain that nothing was made.
     pub(super) async fn post_form<T: DeserializeOwned>(
         &self,
         url: &Url,
@@ -87,7 +87,7 @@ impl Upstream {
     /// Posts JSON, and reads what was made from the JSON that comes back.
     ///
     /// # Errors
-    /// `OutcomeUnknown` wherever it is not certain that nothing was made.
+    /// `OutcomeUnknown` or `Unclear` wherever it is not certain that nothing was made.
     pub(super) async fn post_json<T: DeserializeOwned>(
         &self,
         url: &Url,
@@ -105,14 +105,14 @@ impl Upstream {
         self.made(answer)?;
         serde_json::from_slice(&answer.body).map_err(|_| {
             let status = answer.status.as_u16();
-            MintError::OutcomeUnknown(format!("{} answered {status} without what was asked for", self.name))
+            MintError::Unclear(format!("{} answered {status} without what was asked for", self.name))
         })
     }
 
     /// Whether the answer says that something was made.
     ///
     /// # Errors
-    /// `OutcomeUnknown` wherever it is not certain that nothing was.
+    /// `OutcomeUnknown` or `Unclear` wherever it is not certain that nothing was.
     pub(super) fn made(&self, answer: &Fetched) -> Result<(), MintError> {
         let (name, status) = (self.name, answer.status);
         let code = status.as_u16();
@@ -125,8 +125,10 @@ impl Upstream {
             })
         } else if certainly_refused(status) {
             Err(MintError::Refused(format!("{name} refused: {code}{}", reason(&answer.body))))
-        } else {
+        } else if status.is_server_error() {
             Err(MintError::OutcomeUnknown(format!("{name} answered {code}")))
+        } else {
+            Err(MintError::Unclear(format!("{name} answered {code}")))
         }
     }
 }
@@ -210,9 +212,9 @@ mod tests {
             (400, &format!(r#"{{"error":"{long}"}}"#), "refused: 400 (…)"),
             (401, "no JSON", "refused: 401"),
             (429, "", "Throttled"),
-            (302, "", "OutcomeUnknown"),
-            (408, "", "OutcomeUnknown"),
-            (409, "", "OutcomeUnknown"),
+            (302, "", "Unclear"),
+            (408, "", "Unclear"),
+            (409, "", "Unclear"),
             (500, "", "OutcomeUnknown"),
         ] {
             let answer = Fetched {

@@ -228,9 +228,9 @@ impl Vault {
     }
 
     fn keep(&self, pending: &PendingLease, kept: &Kept) -> Result<(), MintError> {
-        let text = serde_json::to_string(kept).map_err(|error| MintError::OutcomeUnknown(error.to_string()))?;
+        let text = serde_json::to_string(kept).map_err(|error| MintError::Unclear(error.to_string()))?;
         let sealed = self.sealing.keep(pending, &Secret::new(text));
-        sealed.map_err(|error| MintError::OutcomeUnknown(error.to_string()))
+        sealed.map_err(|error| MintError::Unclear(error.to_string()))
     }
 
     async fn login(&self, order: &Order, rendered: &Rendered) -> Result<Auth, MintError> {
@@ -240,17 +240,17 @@ impl Vault {
         let path = format!("auth/{}/login", self.auth_mount);
         let answer = self.send(Method::POST, &path, None, Some(body)).await?;
         self.upstream.made(&answer).map_err(|error| told(error, &answer))?;
-        let unknown = |why: String| MintError::OutcomeUnknown(why);
+        let unclear = MintError::Unclear;
         let login: Login =
-            serde_json::from_slice(&answer.body).map_err(|_| unknown("the login gave no token".to_owned()))?;
+            serde_json::from_slice(&answer.body).map_err(|_| unclear("the login gave no token".to_owned()))?;
         let (auth, role) = (login.auth, &rendered.role);
         if auth.token_type != "service" {
-            return Err(unknown(format!(
+            return Err(unclear(format!(
                 "the role {role} gives tokens that cannot be revoked: set its token_type to service"
             )));
         }
         if !auth.policies.iter().any(|policy| policy == "default") {
-            return Err(unknown(format!(
+            return Err(unclear(format!(
                 "the role {role} gives tokens without the policy `default`, which lets them revoke themselves"
             )));
         }
@@ -259,7 +259,7 @@ impl Vault {
                 "the role {role} gives tokens for {} s: give it a token_ttl, or raise token_lifetime",
                 auth.lease_duration
             );
-            return Err(unknown(why));
+            return Err(unclear(why));
         }
         Ok(auth)
     }
@@ -376,12 +376,12 @@ impl RemoteBackend for Vault {
             };
             // From here on something is there to be taken back: no failure may pass for "nothing was made".
             let answer = self.send(Method::GET, path, Some(&auth.client_token), None).await;
-            let answer = answer.map_err(|error| MintError::OutcomeUnknown(error.to_string()))?;
+            let answer = answer.map_err(MintError::after_making)?;
             self.upstream.made(&answer).map_err(|error| told(error, &answer))?;
-            let unknown = |why: &str| MintError::OutcomeUnknown(why.to_owned());
-            let read: Read = serde_json::from_slice(&answer.body).map_err(|_| unknown("what was read is not JSON"))?;
+            let unclear = |why: &str| MintError::Unclear(why.to_owned());
+            let read: Read = serde_json::from_slice(&answer.body).map_err(|_| unclear("what was read is not JSON"))?;
             if read.lease_id.is_empty() {
-                return Err(unknown("what was read has no lease: it is a static secret, and would outlive the job"));
+                return Err(unclear("what was read has no lease: it is a static secret, and would outlive the job"));
             }
             kept.lease_id = Some(read.lease_id);
             self.keep(pending, &kept)?;

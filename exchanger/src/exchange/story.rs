@@ -132,9 +132,10 @@ impl Story {
         match error {
             MintError::Unfit { field, message } => Refusal::Unfit { field, message, decision: self.decision },
             MintError::Throttled { retry_after, .. } => Refusal::Busy { retry_after, decision: self.decision },
-            MintError::Unavailable(_) | MintError::Refused(_) | MintError::OutcomeUnknown(_) => {
-                Refusal::Backend { decision: self.decision }
-            }
+            MintError::Unavailable(_)
+            | MintError::Refused(_)
+            | MintError::OutcomeUnknown(_)
+            | MintError::Unclear(_) => Refusal::Backend { decision: self.decision },
         }
     }
 }

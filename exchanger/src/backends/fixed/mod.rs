@@ -343,7 +343,7 @@ impl RemoteBackend for Fixed {
     ) -> BoxFuture<'a, Result<Minted, MintError>> {
         Box::pin(async move {
             let Compiled(file) = spec::rendered(rendered)?;
-            let held = self.source.read(&self.grant, order).await.map_err(source::nothing_made)?;
+            let held = self.source.read(&self.grant, order).await.map_err(MintError::after_reading)?;
             if self.rotated_at.is_none() {
                 self.note(held.made_at);
             }

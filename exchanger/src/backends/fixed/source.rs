@@ -196,11 +196,3 @@ impl Kv {
         Ok(Self { server, address, role: file.role, mount, path: file.path })
     }
 }
-
-/// A failure to read, in a mint's words: whatever became of the request, it made nothing.
-pub(super) fn nothing_made(error: MintError) -> MintError {
-    match error {
-        MintError::OutcomeUnknown(why) => MintError::Unavailable(why),
-        other => other,
-    }
-}

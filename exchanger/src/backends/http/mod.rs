@@ -275,7 +275,7 @@ impl Http {
 
     fn read_answer(&self, answer: &Fetched, order: &Order) -> Result<(Minted, Answer), MintError> {
         let unknown =
-            |what: &str| MintError::OutcomeUnknown(format!("the API answered {}, but {what}", answer.status.as_u16()));
+            |what: &str| MintError::Unclear(format!("the API answered {}, but {what}", answer.status.as_u16()));
         let document: Value = serde_json::from_slice(&answer.body).map_err(|_| unknown("its answer is not JSON"))?;
         let key = match document.pointer(&self.secret) {
             Some(Value::String(key)) if !key.is_empty() => Secret::from(key.as_str()),
@@ -472,7 +472,7 @@ impl RemoteBackend for Http {
             if let Some(delete) = self.delete.as_ref().filter(|delete| delete.any(Pattern::needs_answer)) {
                 let (lease, expires_at) = (order.lease, order.expires_at);
                 let values = Values { lease, expires_at, parameters, answer: Some(&answer) };
-                self.keep(delete, pending, &values).map_err(MintError::OutcomeUnknown)?;
+                self.keep(delete, pending, &values).map_err(MintError::Unclear)?;
             }
             Ok(minted)
         })

@@ -182,7 +182,7 @@ fn answers() {
                 let wanted = expires_after.map(|after: i64| after.min(900));
                 assert_eq!(Some(minted.expires_at.secs() - NOW.secs()), wanted, "{body}");
             }
-            Err(MintError::OutcomeUnknown(why)) => assert!(expires_after.is_none(), "{body}: {why}"),
+            Err(MintError::Unclear(why)) => assert!(expires_after.is_none(), "{body}: {why}"),
             Err(other) => panic!("{body}: {other}"),
         }
     }

@@ -251,7 +251,7 @@ impl Mysql {
         let create = Zeroizing::new(sql::create(account, secret, self.tls, limit, comment));
         match link.run(&create, self.deadline).await {
             // Somebody made it before: an earlier try of ours.
-            Err(Trouble::Refused(CANNOT_USER, why)) => return Err(MintError::OutcomeUnknown(why)),
+            Err(Trouble::Refused(CANNOT_USER, why)) => return Err(MintError::Unclear(why)),
             made => made?,
         }
         for privileges in &rendered.privileges {
@@ -352,7 +352,7 @@ impl From<Trouble> for MintError {
 
 /// After something was made.
 fn unknown(trouble: Trouble) -> MintError {
-    MintError::OutcomeUnknown(RemoteError::from(trouble).0)
+    MintError::from(trouble).after_making()
 }
 
 impl Describe for Mysql {

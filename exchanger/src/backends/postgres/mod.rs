@@ -287,7 +287,7 @@ impl Postgres {
                         // Certainly nothing is left of it, or nobody knows.
                         return Err(match self.take_back(&name).await {
                             Ok(_) => MintError::Refused(refused.0),
-                            Err(_) => MintError::OutcomeUnknown(refused.0),
+                            Err(_) => MintError::Unclear(refused.0),
                         });
                     }
                 }
@@ -303,7 +303,7 @@ impl Postgres {
             }
             Err(error) => {
                 let outcome = classify(&error);
-                if !matches!(outcome, MintError::OutcomeUnknown(_)) {
+                if outcome.made_nothing() {
                     self.pool.give_back(link);
                 }
                 Err(outcome)
@@ -390,7 +390,7 @@ fn classify(error: &tokio_postgres::Error) -> MintError {
         &SqlState::DIVISION_BY_ZERO => MintError::Unavailable("PostgreSQL came to it too late".to_owned()),
         &SqlState::QUERY_CANCELED => MintError::Unavailable(text),
         // Somebody made the role before: an earlier try of ours.
-        &SqlState::DUPLICATE_OBJECT | &SqlState::UNIQUE_VIOLATION => MintError::OutcomeUnknown(text),
+        &SqlState::DUPLICATE_OBJECT | &SqlState::UNIQUE_VIOLATION => MintError::Unclear(text),
         // Class 53, insufficient resources.
         code if code.code().starts_with("53") => MintError::Unavailable(text),
         _ => MintError::Refused(text),

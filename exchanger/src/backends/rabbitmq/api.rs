@@ -71,7 +71,6 @@ impl Api {
         };
         match status {
             200..=299 => Ok(()),
-            429 | 503 => Err(Trouble::Unknown(why())),
             400..=499 => Err(Trouble::Refused(status, why())),
             _ => Err(Trouble::Unknown(why())),
         }

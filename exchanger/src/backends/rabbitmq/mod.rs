@@ -188,18 +188,14 @@ impl Rabbitmq {
             "hashing_algorithm": "rabbit_password_hashing_sha256",
             "tags": rendered.tags,
         });
-        self.api.call(Method::PUT, &["users", name], Some(&user)).await.map_err(|trouble| match trouble {
-            Trouble::NotSent(why) => MintError::Unavailable(why),
-            Trouble::Refused(_, why) => MintError::Refused(why),
-            Trouble::Unknown(why) => MintError::OutcomeUnknown(why),
-        })?;
+        self.api.call(Method::PUT, &["users", name], Some(&user)).await?;
         let limit = json!({ "value": rendered.connection_limit });
         for (path, body) in [
             (&["user-limits", name, "max-connections"], &limit),
             (&["permissions", rendered.vhost.as_str(), name], &rendered.permissions),
         ] {
             if let Err(trouble) = self.api.call(Method::PUT, path, Some(body)).await {
-                let unknown = |trouble: Trouble| MintError::OutcomeUnknown(RemoteError::from(trouble).0);
+                let unknown = |trouble: Trouble| MintError::from(trouble).after_making();
                 let Trouble::Refused(_, why) = trouble else { return Err(unknown(trouble)) };
                 // Certainly nothing is left of it, or nobody knows.
                 self.api.call(Method::DELETE, &["users", name], None).await.map_err(unknown)?;
@@ -210,6 +206,17 @@ impl Rabbitmq {
         let place = Some(("vhost", rendered.vhost.as_str()));
         let credential = Credential::login("rabbitmq", &self.advertise.host, port, place, name, password);
         Ok(Minted { credential, expires_at: order.expires_at })
+    }
+}
+
+impl From<Trouble> for MintError {
+    /// Before anything was made.
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::NotSent(why) => Self::Unavailable(why),
+            Trouble::Refused(_, why) => Self::Refused(why),
+            Trouble::Unknown(why) => Self::OutcomeUnknown(why),
+        }
     }
 }
 
