@@ -443,7 +443,7 @@ async fn seal_anew(app: Arc<App>) {
     }
 }
 
-/// Says again and again which secrets should have been rotated.
+/// Says again and again which secrets and certificates should have been rotated.
 async fn watch_rotation(app: Arc<App>, mut stop: watch::Receiver<bool>) {
     loop {
         let look = async {

@@ -96,7 +96,7 @@ impl Collector for ByBackend {
         let rotations =
             || self.0.iter().filter_map(|(name, b)| Some(([("backend", name.as_str())], b.describe().rotation()?)));
         if rotations().next().is_some() {
-            let help = "When a static secret has to be rotated, in epoch seconds";
+            let help = "When a static secret, or an authority's certificate, has to be rotated, in epoch seconds";
             let mut family = encoder.encode_descriptor("rotation_due_seconds", help, None, MetricType::Gauge)?;
             for (labels, rotation) in rotations() {
                 ConstGauge::new(rotation.due.secs()).encode(family.encode_family(&labels)?)?;

@@ -76,7 +76,7 @@ pub trait Describe: Send + Sync {
         Ok(())
     }
 
-    /// By when what the backend hands out has to be changed by its owner, where that is known.
+    /// By when what the backend hands out, or signs with, has to be changed by its owner, where that is known.
     fn rotation(&self) -> Option<Rotation> {
         None
     }
@@ -104,9 +104,11 @@ pub trait Describe: Send + Sync {
     }
 }
 
-/// By when a secret that jobpass cannot change has to be changed.
+/// By when something that jobpass cannot change itself has to be changed.
 #[derive(Clone, Debug)]
 pub struct Rotation {
+    /// What, such as `secret`.
+    pub what: String,
     /// By then.
     pub due: Timestamp,
     /// Who has to.
@@ -117,8 +119,8 @@ impl Rotation {
     /// What there is to say at `now`, if it should have been changed by then.
     #[must_use]
     pub fn overdue(&self, now: Timestamp) -> Option<String> {
-        let Self { due, owner } = self;
-        (*due < now).then(|| format!("its secret had to be rotated by {due}: {owner} has to rotate it"))
+        let Self { what, due, owner } = self;
+        (*due < now).then(|| format!("its {what} had to be rotated by {due}: {owner} has to rotate it"))
     }
 }
 
@@ -363,7 +365,7 @@ impl Backends {
         self.0.iter().map(|(name, (backend, _))| (name, backend))
     }
 
-    /// Those whose secret should have been rotated by `now`, each with what there is to say of it.
+    /// Those whose secret or certificate should have been rotated by `now`, each with what there is to say of it.
     pub fn overdue(&self, now: Timestamp) -> impl Iterator<Item = (&BackendName, String)> {
         self.iter().filter_map(move |(name, backend)| Some((name, backend.describe().rotation()?.overdue(now)?)))
     }

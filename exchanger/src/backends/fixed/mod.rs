@@ -283,7 +283,7 @@ impl Describe for Fixed {
     fn rotation(&self) -> Option<Rotation> {
         let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let due = self.rotated_at.or(seen)? + self.rotate_every;
-        Some(Rotation { due, owner: self.owner.clone() })
+        Some(Rotation { what: "secret".to_owned(), due, owner: self.owner.clone() })
     }
 
     fn look(&self) -> BoxFuture<'_, ()> {

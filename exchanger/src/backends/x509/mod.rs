@@ -9,8 +9,8 @@
 mod tests;
 
 use super::{
-    Describe, Document, LocalBackend, MintError, Minted, Order, Publication, Spec, registry::BuildContext, spec,
-    spec::SpecReader,
+    Describe, Document, LocalBackend, MintError, Minted, Order, Publication, Rotation, Spec, registry::BuildContext,
+    spec, spec::SpecReader,
 };
 use crate::{
     clock::{Clock, Timestamp},
@@ -27,12 +27,13 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use std::{
     collections::BTreeMap,
+    ops::Range,
     path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 use time::OffsetDateTime;
-use x509_parser::extensions::ParsedExtension;
+use x509_parser::{certificate::X509Certificate, extensions::ParsedExtension};
 
 /// The backend in the server's config.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -77,6 +78,8 @@ pub struct SubjectFile {
 
 /// Clocks differ: the certificate is valid from a little earlier.
 const BACKDATE: Duration = Duration::from_secs(60);
+/// So long before its end the authority's certificate is due to be renewed, but never before two thirds of its life.
+const RENEW_BEFORE: Duration = Duration::from_secs(30 * 86_400);
 /// How long a server may go on with a CRL that it could not fetch anew.
 const CRL_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
@@ -115,6 +118,8 @@ struct Authority {
     issuer: Issuer<'static, KeyPair>,
     /// How its certificate names its key: a CRL has to name it the same way.
     key_id: KeyIdMethod,
+    /// When its certificate is valid.
+    valid: Range<Timestamp>,
     /// The whole file, as jobs get it.
     chain: String,
 }
@@ -164,6 +169,19 @@ impl X509 {
         Ok(self.authority.get_or_init(|| authority))
     }
 
+    /// The authority, if its certificate is valid now.
+    fn in_force(&self) -> Result<&Authority, String> {
+        let authority = self.authority()?;
+        let (valid, path) = (&authority.valid, self.ca_certificate.display());
+        if valid.contains(&self.clock.now()) {
+            return Ok(authority);
+        }
+        let Range { start, end } = valid;
+        Err(format!(
+            "ca_certificate: {path}: it is valid from {start} to {end} only: renew it, and start the server anew"
+        ))
+    }
+
     fn may_speak_for(&self, spiffe_id: &str) -> Result<(), &'static str> {
         if !is_spiffe_id(spiffe_id) {
             return Err("expected spiffe://trust.domain/path");
@@ -190,7 +208,8 @@ impl Authority {
             ParsedExtension::SubjectKeyIdentifier(id) => Some(KeyIdMethod::PreSpecified(id.0.to_vec())),
             _ => None,
         });
-        let authority = Self { issuer, key_id: key_id.unwrap_or(KeyIdMethod::Sha256), chain: String::new() };
+        let key_id = key_id.unwrap_or(KeyIdMethod::Sha256);
+        let authority = Self { issuer, key_id, valid: validity(&certificate), chain: String::new() };
         // The issuer's name is written anew. Where it comes out different, nobody could follow the chain.
         let list = authority.revocations(&[], OffsetDateTime::UNIX_EPOCH, CRL_LIFETIME);
         let list = list.map_err(|_| "the authority may not sign CRLs: its key usage needs cRLSign")?;
@@ -223,6 +242,11 @@ impl Authority {
         };
         params.signed_by(&self.issuer)
     }
+}
+
+fn validity(certificate: &X509Certificate<'_>) -> Range<Timestamp> {
+    let x509_parser::certificate::Validity { not_before, not_after } = certificate.validity();
+    Timestamp::from_secs(not_before.timestamp())..Timestamp::from_secs(not_after.timestamp())
 }
 
 fn serial(lease: LeaseId) -> SerialNumber {
@@ -333,7 +357,24 @@ impl Describe for X509 {
     }
 
     fn preflight(&self) -> Result<(), String> {
-        self.authority().map(|_| ())
+        self.in_force().map(|_| ())
+    }
+
+    /// Its authority's certificate, which is no secret: it is read here without the key.
+    fn rotation(&self) -> Option<Rotation> {
+        let valid = match self.authority.get() {
+            Some(authority) => authority.valid.clone(),
+            None => {
+                let chain = std::fs::read(&self.ca_certificate).ok()?;
+                validity(&x509_parser::pem::parse_x509_pem(&chain).ok()?.1.parse_x509().ok()?)
+            }
+        };
+        let due = valid.end - RENEW_BEFORE.min(valid.end.since(valid.start) / 3);
+        Some(Rotation {
+            what: format!("authority's certificate, which ends on {},", valid.end),
+            due,
+            owner: "whoever runs the authority".to_owned(),
+        })
     }
 
     fn publication(&self, document: &str) -> Option<Publication> {
@@ -373,7 +414,9 @@ impl LocalBackend for X509 {
         })?;
         let refused = |error: rcgen::Error| MintError::Refused(format!("the certificate cannot be made: {error}"));
 
-        let expires_at = Timestamp::from_secs(order.expires_at.secs());
+        let authority = self.in_force().map_err(MintError::Unavailable)?;
+        // No chain is good for longer than any part of it.
+        let expires_at = Timestamp::from_secs(order.expires_at.secs()).min(authority.valid.end);
         let mut params = CertificateParams::default();
         params.not_before = moment(order.at - BACKDATE);
         params.not_after = moment(expires_at);
@@ -399,7 +442,6 @@ impl LocalBackend for X509 {
             let value = spec::render(&format!("credential.extensions.{name}"), template, permit)?;
             params.custom_extensions.push(CustomExtension::from_oid_content(arcs, utf8_string(&value)));
         }
-        let authority = self.authority().map_err(MintError::Unavailable)?;
         let certificate = params.signed_by(&request.public_key, &authority.issuer).map_err(refused)?;
         let credential = Credential::x509_certificate(&format!("{}{}", certificate.pem(), authority.chain));
         Ok(Minted { credential, expires_at })

@@ -207,6 +207,40 @@ fn configs() {
 }
 
 #[test]
+fn nothing_outlives_its_authority() {
+    const DAY: i64 = 86_400;
+    for (starts, ends, expected, told) in [
+        (-365 * DAY, 365 * DAY, Ok(900), false),
+        (-365 * DAY, 29 * DAY, Ok(900), true),
+        (-3 * DAY, 4 * DAY, Ok(900), false),
+        (-6 * DAY, DAY, Ok(900), true),
+        (-365 * DAY, 600, Ok(600), true),
+        (-365 * DAY, 0, Err("renew it"), true),
+        (DAY, 365 * DAY, Err("renew it"), false),
+    ] {
+        let at = |seconds: i64| moment(Timestamp::from_secs(NOW.secs() + seconds));
+        let ca = authority(|params| (params.not_before, params.not_after) = (at(starts), at(ends)));
+        let bench = bench(&ca);
+        let told_of = bench.backend().describe().rotation().and_then(|rotation| rotation.overdue(NOW));
+        assert_eq!(told_of.is_some(), told, "{starts} {ends}: {told_of:?}");
+        let started = bench.backend().describe().preflight();
+        let made = mint(&bench, "subject: { common_name: x }", &[]);
+        match expected {
+            Ok(seconds) => {
+                assert_eq!(started, Ok(()), "{starts} {ends}");
+                let der = made.expect("a certificate");
+                let (_, made) = x509_parser::parse_x509_certificate(&der).expect("a certificate");
+                assert_eq!(made.validity().not_after.timestamp(), NOW.secs() + seconds, "{starts} {ends}");
+            }
+            Err(why) => {
+                assert!(started.is_err_and(|error| error.contains(why)), "{starts} {ends}");
+                assert!(made.is_err_and(|error| error.contains(why)), "{starts} {ends}");
+            }
+        }
+    }
+}
+
+#[test]
 fn texts_in_der() {
     for (length, start) in
         [(0, &[0x0c, 0][..]), (127, &[0x0c, 127]), (128, &[0x0c, 0x81, 128]), (1024, &[0x0c, 0x82, 4, 0])]
