@@ -218,6 +218,26 @@ async fn with_a_hook_it_is_rotated_when_the_lease_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_hook_that_works_counts_as_the_rotation() {
+    let erp = Erp::start().await;
+    let late = |hook: &str| json!({ "rotated_at": "2020-01-01", "overdue": "refuse", "rotate": { "command": [hook] } });
+    let backends =
+        [erp.backend("works", "works", &late("/bin/true")), erp.backend("fails", "fails", &late("/bin/false"))];
+    let grants = ["works", "fails"].map(|name| (format!("{name}.yaml"), grant(name, name, "as: bearer")));
+    let world = World::of(Setting { grants: grants.into(), backends: backends.concat(), ..Setting::default() }).await;
+    let overdue = || world.app().backends.overdue(world.app().clock.now()).map(|(name, _)| name.to_string());
+    assert_eq!(overdue().collect::<Vec<_>>(), ["fails", "works"]);
+    for (name, state) in [("works", "ended"), ("fails", "revoking")] {
+        let answer = world.issue(name).await;
+        assert_eq!(world.revoke(&answer.handle()).await.body["state"], state, "{name}");
+    }
+    assert_eq!(overdue().collect::<Vec<_>>(), ["fails"]);
+    world.issue("works").await;
+    world.exchange(&world.token(), "fails", &[("session", &session())]).await.refused(400, "invalid_request");
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_overdue_is_told_by_check_config() {
     let erp = Erp::start().await;
     let backends = erp.backend("erp", "plain", &json!({ "rotated_at": "2020-01-01" }));

@@ -34,7 +34,10 @@ use serde_json::Value;
 use source::Source;
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use uuid::Uuid;
@@ -52,8 +55,9 @@ pub struct File {
     pub source: SourceFile,
     /// How often it has to be rotated, such as `90d`.
     pub rotate_every: Span,
-    /// When it was last rotated: a day such as `2026-10-01`, or RFC 3339. Default: when its source says that this
-    /// version of it was made. A secret by reference has no such date that could be believed, and needs this one.
+    /// When it was last rotated, but for the hook: a day such as `2026-10-01`, or RFC 3339. Default: when its source
+    /// says that this version of it was made. A secret by reference has no such date that could be believed, and
+    /// needs this one.
     pub rotated_at: Option<String>,
     /// What happens once it is overdue. Default `warn`.
     #[serde(default)]
@@ -118,7 +122,7 @@ pub enum Overdue {
     /// It is told: at start, every hour, at every use, in `check-config` and in the metrics.
     #[default]
     Warn,
-    /// And nobody gets it until it is rotated.
+    /// And nobody gets it until it is rotated. Where a hook rotates it, only while that fails.
     Refuse,
 }
 
@@ -167,8 +171,10 @@ pub struct Fixed {
     identity: String,
     rotate_every: Duration,
     rotated_at: Option<Timestamp>,
-    /// What the source said when it was last asked.
+    /// What the source said when it was last asked, or when the hook last rotated it.
     seen: Mutex<Option<Timestamp>>,
+    /// Whether the hook failed when it was last called.
+    stuck: AtomicBool,
     overdue: Overdue,
     hook: Option<Hook>,
     deadline: Duration,
@@ -209,6 +215,7 @@ impl Fixed {
             rotate_every: file.rotate_every.0,
             rotated_at,
             seen: Mutex::default(),
+            stuck: AtomicBool::new(false),
             overdue: file.overdue,
             hook: hook.transpose().map_err(|why| format!("rotate.{why}"))?,
             deadline,
@@ -282,7 +289,7 @@ impl Describe for Fixed {
 
     fn rotation(&self) -> Option<Rotation> {
         let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = self.rotated_at.or(seen)? + self.rotate_every;
+        let due = self.rotated_at.max(seen)? + self.rotate_every;
         Some(Rotation { what: "secret".to_owned(), due, owner: self.owner.clone() })
     }
 
@@ -348,7 +355,9 @@ impl RemoteBackend for Fixed {
                 self.note(held.made_at);
             }
             if let Some(why) = self.rotation().and_then(|rotation| rotation.overdue(order.at)) {
-                if self.overdue == Overdue::Refuse {
+                // Where a hook works, the end of this very lease rotates it.
+                let rotates = self.hook.is_some() && !self.stuck.load(Ordering::Relaxed);
+                if self.overdue == Overdue::Refuse && !rotates {
                     return Err(spec::unfit("backend", &why));
                 }
                 tracing::error!(source = %self.source, "{why}");
@@ -373,7 +382,11 @@ impl RemoteBackend for Fixed {
     fn revoke<'a>(&'a self, lease: &'a Lease) -> BoxFuture<'a, Result<Revoked, RemoteError>> {
         Box::pin(async move {
             let hook = self.hook.as_ref().ok_or_else(|| RemoteError("put `rotate` back into the config".to_owned()))?;
-            hook.call(lease).await.map(|()| Revoked::Gone).map_err(RemoteError)
+            let called = hook.call(lease).await;
+            self.stuck.store(called.is_err(), Ordering::Relaxed);
+            called.map_err(RemoteError)?;
+            self.note(Some(self.clock.now()));
+            Ok(Revoked::Gone)
         })
     }
 }
