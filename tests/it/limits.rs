@@ -20,12 +20,17 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 /// A world whose grant `sick` is at a ledger of its own.
 async fn start(limits: &str) -> (World, Ledger, TempDir) {
+    start_with("1s", limits).await
+}
+
+/// The same, with a deadline of its own for mints.
+async fn start_with(deadline: &str, limits: &str) -> (World, Ledger, TempDir) {
     let sick = Ledger::start(ports::ANY, || NOON).await.expect("a ledger");
     let directory = tempfile::tempdir().expect("a directory");
     let token = directory.path().join("token");
     std::fs::write(&token, sick.admin_token().expose()).expect("writable");
     let block = ledger_backend(sick.url(), &format!("file:{}", token.display())).replace("  ledger:", "  sick:");
-    let backends = format!("{block}      deadline: 1s\n      settle: 1s\n    limits: {limits}\n");
+    let backends = format!("{block}      deadline: {deadline}\n      settle: 1s\n    limits: {limits}\n");
     let mut setting = Setting { backends, ..Setting::default() };
     setting.grants.push(("sick.yaml".to_owned(), grant("sick", "sick", "parameters: { note: x }")));
     (World::of(setting).await, sick, directory)
@@ -52,7 +57,7 @@ async fn metric(world: &World, name: &str) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backend_that_hangs_is_left_alone_and_the_others_do_not_notice() {
-    let (world, sick, _secrets) = start("{ concurrency: 4, wait: 200ms, failures: 3, rest: 1500ms }").await;
+    let (world, sick, _secrets) = start("{ concurrency: 4, wait: 200ms, failures: 3, rest: 3s }").await;
     let before = median(&world).await;
     let fault = Fault { times: ALWAYS, slow_ms: 20_000, ..Fault::on(On::Create) };
     sick.misbehave(vec![fault]);
@@ -77,9 +82,8 @@ async fn a_backend_that_hangs_is_left_alone_and_the_others_do_not_notice() {
     assert_eq!(asked, 4, "no more than its places are at work at once");
     assert_eq!(sick.log().len(), asked);
 
-    let start = Instant::now();
     world.exchange(&world.token(), "sick", &[]).await.refused(503, "temporarily_unavailable");
-    assert!(start.elapsed() < Duration::from_millis(500), "it rests: refused at once");
+    assert_eq!(sick.log().len(), asked, "it rests: nothing is asked of it");
     assert_eq!(metric(&world, "jobpass_backend_resting").await, 1);
     assert!(metric(&world, "jobpass_backend_refusals_total").await > 30);
     assert!(metric(&world, "jobpass_backend_failures_total").await >= 1);
@@ -149,13 +153,13 @@ async fn answers_that_say_nothing_rest_no_backend() {
 /// What one job can make slow costs the others nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_revocations_rest_no_backend() {
-    let (world, sick, _secrets) = start("{ failures: 1, rest: 1h, revoke_deadline: 200ms }").await;
+    let (world, sick, _secrets) = start_with("20s", "{ failures: 1, rest: 1h, revoke_deadline: 200ms }").await;
     let held = world.issue("sick").await;
     sick.misbehave(vec![Fault { times: ALWAYS, slow_ms: 20_000, acts: 0, ..Fault::on(On::Delete) }]);
     let start = Instant::now();
     let told = world.revoke(&held.handle()).await.granted();
     assert_eq!(told.body["state"], "revoking");
-    assert!(start.elapsed() < Duration::from_secs(1), "by its own deadline, not that of a mint");
+    assert!(start.elapsed() < Duration::from_secs(15), "by its own deadline, not that of a mint");
     world.issue("sick").await;
     assert_eq!(metric(&world, "jobpass_backend_resting").await, 0);
     assert_eq!(metric(&world, "jobpass_backend_failures_total").await, 0);
