@@ -1,7 +1,7 @@
 //! The admin commands' side of the Unix socket, and how they print.
 
 use crate::http::admin::{
-    AdminError, FreezeRequest, FreezeView, LeaseView, ReloadView, ResealView, RotateRequest, SOCKET, Selection,
+    AdminError, FreezeRequest, FreezeView, LeaseView, Listing, ReloadView, ResealView, RotateRequest, SOCKET, Selection,
 };
 use crate::{
     leases::{Outlives, State},
@@ -49,7 +49,7 @@ impl Admin {
     ///
     /// # Errors
     /// When the server does not answer or refuses.
-    pub async fn leases(&self, selection: &Selection) -> anyhow::Result<Vec<LeaseView>> {
+    pub async fn leases(&self, selection: &Selection) -> anyhow::Result<Listing> {
         self.ask("/leases/list", selection).await
     }
 
@@ -57,7 +57,7 @@ impl Admin {
     ///
     /// # Errors
     /// When the server does not answer or refuses.
-    pub async fn revoke(&self, selection: &Selection) -> anyhow::Result<Vec<LeaseView>> {
+    pub async fn revoke(&self, selection: &Selection) -> anyhow::Result<Listing> {
         self.ask("/leases/revoke", selection).await
     }
 

@@ -14,7 +14,7 @@ use crate::{
     policies::{self, Policies, Report},
     sealing::Sealing,
     signing::Keys,
-    store::{Hash, SqliteStore, Store, StoreError},
+    store::{FreezeTarget, Hash, SqliteStore, Store, StoreError},
     telemetry::Metrics,
     token::{Verifier, VerifierError},
 };
@@ -59,7 +59,7 @@ pub struct App {
     pub verifier: Verifier,
     /// What is allowed.
     pub policies: Policies,
-    /// What is frozen; the store has it too.
+    /// What is frozen; the store has it too, but for a freeze that could not be written.
     pub freezes: ArcSwap<Freezes>,
     /// What makes credentials.
     pub backends: Backends,
@@ -149,13 +149,19 @@ impl App {
         }
     }
 
-    /// Reads the freezes again after they changed.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub async fn reload_freezes(&self) -> Result<(), StoreError> {
-        self.freezes.store(Arc::new(self.store.freezes().await?));
-        Ok(())
+    /// Freezes (with a reason) or thaws, in memory: the store has it too, or could not take it.
+    pub fn freeze(&self, target: &FreezeTarget, reason: Option<&str>) {
+        self.freezes.rcu(|freezes| {
+            let (mut next, reason) = (Freezes::clone(freezes), reason.map(str::to_owned));
+            match (target, reason) {
+                (FreezeTarget::All, reason) => next.all = reason,
+                (FreezeTarget::Issuer(name), Some(reason)) => drop(next.issuers.insert(name.clone(), reason)),
+                (FreezeTarget::Issuer(name), None) => drop(next.issuers.remove(name)),
+                (FreezeTarget::Grant(name), Some(reason)) => drop(next.grants.insert(name.clone(), reason)),
+                (FreezeTarget::Grant(name), None) => drop(next.grants.remove(name)),
+            }
+            next
+        });
     }
 }
 

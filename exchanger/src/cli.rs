@@ -9,11 +9,11 @@ use crate::{
     clock::SystemClock,
     config::{Config, Env},
     demo,
-    http::admin::{FreezeRequest, FreezeView, Selection},
+    http::admin::{FreezeRequest, FreezeView, Listing, Selection},
     signing::Rotation,
     telemetry,
 };
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use jobpass_protocol::{GrantName, IssuerName, LeaseId};
 use serde::Serialize;
@@ -352,10 +352,11 @@ async fn leases(command: LeasesCommand) -> anyhow::Result<()> {
             let selection = which.selection();
             let all = selection.ids.is_empty();
             let listed = reach.admin()?.leases(&Selection { all, ended, limit: Some(limit), ..selection }).await?;
-            if json { print_json(&listed) } else { print(&lease_table(&listed)) }
+            print_leases(&listed, json)
         }
         LeasesCommand::Show { lease, reach } => {
-            print_json(&reach.admin()?.leases(&Selection { ids: vec![lease], ..Selection::default() }).await?)
+            let selection = Selection { ids: vec![lease], ..Selection::default() };
+            print_leases(&reach.admin()?.leases(&selection).await?, true)
         }
         LeasesCommand::Revoke { which, all, dry_run, reach } => {
             let json = which.json;
@@ -369,9 +370,23 @@ async fn leases(command: LeasesCommand) -> anyhow::Result<()> {
                 bail!("say which leases: ids, --grant, --issuer, --claim NAME=VALUE, or --all");
             }
             let revoked = reach.admin()?.revoke(&selection).await?;
-            if json { print_json(&revoked) } else { print(&lease_table(&revoked)) }
+            print_leases(&revoked, json)
         }
     }
+}
+
+/// What was not recorded is a failure, after all that there is to see.
+fn print_leases(listing: &Listing, json: bool) -> anyhow::Result<()> {
+    if json {
+        print_json(&listing.leases)?
+    } else {
+        print(&lease_table(&listing.leases))?
+    }
+    recorded(listing.unrecorded.as_deref())
+}
+
+fn recorded(unrecorded: Option<&str>) -> anyhow::Result<()> {
+    unrecorded.map_or(Ok(()), |why| Err(anyhow!("{why}")))
 }
 
 async fn freeze(flags: FreezeFlags) -> anyhow::Result<()> {
@@ -395,7 +410,8 @@ fn print_freezes(view: &FreezeView) -> anyhow::Result<()> {
     for (name, reason) in &view.grants {
         let _ = writeln!(out, "grant {name}: {reason}");
     }
-    print(if out.is_empty() { "nothing is frozen\n" } else { &out })
+    print(if out.is_empty() { "nothing is frozen\n" } else { &out })?;
+    recorded(view.unrecorded.as_deref())
 }
 
 fn print_json(value: &impl Serialize) -> anyhow::Result<()> {

@@ -239,11 +239,22 @@ pub async fn renew(app: &Arc<App>, request: RenewRequest) -> Result<TokenRespons
     detached(app, permit, slot, order, draft, story).await
 }
 
+/// Why a lease is not given back as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum NotGivenBack {
+    /// Nobody knows what the handle stands for.
+    #[error(transparent)]
+    Unread(#[from] StoreError),
+    /// It was taken back as far as the backends answered, and that is not on disk yet.
+    #[error("taken back, and not recorded yet: {0}")]
+    Unrecorded(StoreError),
+}
+
 /// Takes back what a handle, or a token that we signed, gives possession of (RFC 7009).
 ///
 /// # Errors
-/// Only when the intent cannot be written; the backend was asked all the same.
-pub async fn give_back(app: &Arc<App>, request: RevokeRequest) -> Result<RevokeResponse, StoreError> {
+/// Only when the store cannot be used; see [`NotGivenBack`].
+pub async fn give_back(app: &Arc<App>, request: RevokeRequest) -> Result<RevokeResponse, NotGivenBack> {
     let Some(lease) = possessed(app, &request).await? else {
         return Ok(RevokeResponse::default()); // RFC 7009 §2.2: an unknown token is no error
     };
@@ -256,12 +267,13 @@ pub async fn give_back(app: &Arc<App>, request: RevokeRequest) -> Result<RevokeR
             at: app.clock.now(),
             actor: None,
         };
-        match app.store.revoke(revocation).await {
+        match app.store.revoke(revocation.clone()).await {
             Ok(family) => Ok(told(&app.reaper.take_back(family).await)),
             Err(error) => {
                 // Revocation never waits for the store: it is idempotent, and recorded later.
-                app.reaper.take_back_unrecorded(lease, None).await;
-                Err(error)
+                let family = app.store.family(lease.id()).await.unwrap_or_else(|_| vec![lease]);
+                app.reaper.take_back(app.reaper.decide(family, &revocation)).await;
+                Err(NotGivenBack::Unrecorded(error))
             }
         }
     })
@@ -396,7 +408,15 @@ async fn issue_remote(
             // it can be taken back for certain now.
             take_back_minted(app, &pending, minted.expires_at).await;
             if lost.is_err() {
-                app.reaper.take_back_unrecorded(pending.lease().clone(), pending.kept()).await;
+                let lease = Lease { sealed: pending.kept(), ..pending.lease().clone() };
+                let decision = Revocation {
+                    targets: Targets::Leases(vec![order.lease]),
+                    because: Ending::Abandoned,
+                    close_sessions: false,
+                    at: app.clock.now(),
+                    actor: None,
+                };
+                app.reaper.take_back(app.reaper.decide(vec![lease], &decision)).await;
             }
             lost?;
             Err(Refusal::Denied { decision: story.decision, reasons: Vec::new() })

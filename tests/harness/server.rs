@@ -3,7 +3,7 @@
 use crate::{
     http::client,
     ports,
-    program::{self, Program},
+    program::{self, Finished, Program},
 };
 use serde_json::{Value, json};
 use std::{
@@ -212,18 +212,21 @@ impl Server {
         serde_json::from_slice(&output.stdout).expect("the admin's command prints JSON")
     }
 
+    /// Runs an admin's command.
+    pub async fn admin(&self, arguments: &[&str]) -> Finished {
+        let mut command = Command::new(program::built("jobpass-exchanger"));
+        command.args(arguments).arg("--state-dir").arg(self.state());
+        Program::run(command).await
+    }
+
     /// Takes everything back, as an admin.
     pub async fn revoke_all(&self) {
-        let mut command = Command::new(program::built("jobpass-exchanger"));
-        command.args(["leases", "revoke", "--all", "--state-dir"]).arg(self.state());
-        Program::run(command).await.expect_success();
+        self.admin(&["leases", "revoke", "--all"]).await.expect_success();
     }
 
     /// All leases as an admin reads them.
     pub async fn lease_table(&self) -> String {
-        let mut command = Command::new(program::built("jobpass-exchanger"));
-        command.args(["leases", "list", "--ended", "--limit", "1000", "--state-dir"]).arg(self.state());
-        Program::run(command).await.expect_success()
+        self.admin(&["leases", "list", "--ended", "--limit", "1000"]).await.expect_success()
     }
 
     /// The state of each lease, and how it ended: `ended: revoked`.

@@ -319,7 +319,8 @@ impl World {
     /// All leases, as an admin sees them.
     pub async fn leases(&self) -> Vec<LeaseView> {
         let admin = jobpass_exchanger::admin::Admin::of(&self.state()).expect("a client");
-        admin.leases(&Selection { all: true, ended: true, ..Selection::default() }).await.expect("leases")
+        let selection = Selection { all: true, ended: true, ..Selection::default() };
+        admin.leases(&selection).await.expect("leases").leases
     }
 
     /// One lease's state, as JSON.

@@ -103,6 +103,15 @@ impl LeaseView {
     }
 }
 
+/// Leases, and what there is to know beside them.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Listing {
+    /// The leases.
+    pub leases: Vec<LeaseView>,
+    /// They were taken back, and the store could not record it: what that means.
+    pub unrecorded: Option<String>,
+}
+
 /// What an admin freezes or thaws.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FreezeRequest {
@@ -123,6 +132,8 @@ pub struct FreezeView {
     pub issuers: Vec<(IssuerName, String)>,
     /// By grant.
     pub grants: Vec<(GrantName, String)>,
+    /// The last freeze is in force, and the store could not record it: what that means.
+    pub unrecorded: Option<String>,
 }
 
 /// How keys are to be rotated.
@@ -260,34 +271,42 @@ async fn selected(app: &App, selection: &Selection) -> Result<Vec<Lease>, Refuse
     Ok(leases)
 }
 
-async fn list(State(app): State<Arc<App>>, Json(selection): Json<Selection>) -> Result<Json<Vec<LeaseView>>, Refused> {
-    Ok(Json(selected(&app, &selection).await?.iter().map(LeaseView::of).collect()))
+async fn list(State(app): State<Arc<App>>, Json(selection): Json<Selection>) -> Result<Json<Listing>, Refused> {
+    let leases = selected(&app, &selection).await?.iter().map(LeaseView::of).collect();
+    Ok(Json(Listing { leases, ..Listing::default() }))
 }
 
 async fn revoke(
     State(app): State<Arc<App>>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     Json(selection): Json<Selection>,
-) -> Result<Json<Vec<LeaseView>>, Refused> {
-    let leases = selected(&app, &selection).await?;
-    if selection.dry_run || leases.is_empty() {
-        return Ok(Json(leases.iter().map(LeaseView::of).collect()));
+) -> Result<Json<Listing>, Refused> {
+    let mut leases = selected(&app, &selection).await?;
+    let mut unrecorded = None;
+    if !selection.dry_run && !leases.is_empty() {
+        let revocation = Revocation {
+            targets: Targets::Leases(leases.iter().map(Lease::id).collect()),
+            because: Ending::RevokedByAdmin,
+            close_sessions: true,
+            at: app.clock.now(),
+            actor: Some(peer.name()),
+        };
+        leases = app.store.revoke(revocation.clone()).await.unwrap_or_else(|error| {
+            unrecorded = Some(format!(
+                "the store cannot record that they are taken back ({error}): the backends were asked all the same. The \
+                 record follows, and their sessions are closed, when the store can be written; do it again if the \
+                 server is restarted before"
+            ));
+            app.reaper.decide(leases, &revocation)
+        });
     }
-    let ids: Vec<LeaseId> = leases.iter().map(Lease::id).collect();
-    let revocation = Revocation {
-        targets: Targets::Leases(ids.clone()),
-        because: Ending::RevokedByAdmin,
-        close_sessions: true,
-        at: app.clock.now(),
-        actor: Some(peer.name()),
-    };
-    let revoking = app.store.revoke(revocation).await?;
-    app.reaper.take_back(revoking).await;
-    let mut after = Vec::with_capacity(ids.len());
-    for id in ids {
-        after.extend(app.store.lease(id).await?.as_ref().map(LeaseView::of));
+    let mut views: Vec<LeaseView> = leases.iter().map(LeaseView::of).collect();
+    if !selection.dry_run {
+        for (view, state) in views.iter_mut().zip(app.reaper.take_back(leases).await) {
+            view.state = state;
+        }
     }
-    Ok(Json(after))
+    Ok(Json(Listing { leases: views, unrecorded }))
 }
 
 async fn decision(
@@ -324,9 +343,20 @@ async fn freeze(
         (None, Some(grant)) => FreezeTarget::Grant(grant),
         (None, None) => FreezeTarget::All,
     };
-    app.store.freeze(target, request.reason, entry).await?;
-    app.reload_freezes().await?;
-    Ok(Json(frozen(&app)))
+    let unrecorded = match app.store.freeze(target.clone(), request.reason.clone(), entry).await {
+        Ok(()) => None,
+        Err(error) if request.reason.is_some() => Some(format!(
+            "the store cannot record the freeze ({error}): it is in force until the server is restarted; freeze again \
+             when the store can be written"
+        )),
+        // What cannot be recorded is not thawed: it would be frozen again after a restart.
+        Err(error) => return Err(error.into()),
+    };
+    if let Some(why) = &unrecorded {
+        tracing::error!(actor = peer.name(), ?target, "{why}");
+    }
+    app.freeze(&target, request.reason.as_deref());
+    Ok(Json(FreezeView { unrecorded, ..frozen(&app) }))
 }
 
 async fn freezes(State(app): State<Arc<App>>) -> Json<FreezeView> {
@@ -339,6 +369,7 @@ fn frozen(app: &App) -> FreezeView {
         all: freezes.all.clone(),
         issuers: freezes.issuers.iter().map(|(name, reason)| (name.clone(), reason.clone())).collect(),
         grants: freezes.grants.iter().map(|(name, reason)| (name.clone(), reason.clone())).collect(),
+        unrecorded: None,
     }
 }
 

@@ -1,6 +1,10 @@
 //! The one place that knows status codes: each refusal becomes RFC 6749 JSON.
 
-use crate::{exchange::Refusal, store::StoreError, token::TokenError};
+use crate::{
+    exchange::{NotGivenBack, Refusal},
+    store::StoreError,
+    token::TokenError,
+};
 use axum::{
     body::Body,
     http::{HeaderValue, StatusCode, Uri, header},
@@ -85,6 +89,19 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         tracing::error!(%error, "the store cannot be used: nothing is issued");
         Self::unavailable("The server cannot record leases now, so it issues nothing. Try again later.", STORE_RETRY)
+    }
+}
+
+impl From<NotGivenBack> for Failure {
+    fn from(error: NotGivenBack) -> Self {
+        tracing::error!(%error, "the store cannot be used for giving back");
+        let text = match error {
+            NotGivenBack::Unread(_) => "The server cannot look up the lease now. Try again later.",
+            NotGivenBack::Unrecorded(_) => {
+                "The server asked the backend to take the credential back, and cannot record that now. Try again later."
+            }
+        };
+        Self::unavailable(text, STORE_RETRY)
     }
 }
 

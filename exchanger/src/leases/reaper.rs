@@ -9,8 +9,7 @@ use crate::{
     audit::Entry,
     backends::{Backend, Backends, RemoteBackend, Revoked, limits::Limits},
     clock::{Clock, Timestamp},
-    sealing::Sealed,
-    store::{Store, StoreError},
+    store::{Revocation, Store, StoreError, Targets},
 };
 use futures_util::{StreamExt as _, stream};
 use jobpass_protocol::{BackendName, LeaseId};
@@ -69,11 +68,15 @@ pub struct Reaper {
     counters: Counters,
 }
 
+#[derive(Clone)]
 struct Unrecorded {
     /// As the store has it.
     lease: Lease,
     now: State,
     entry: Option<Entry>,
+    /// What was decided about it, to be told to the store too: it may have moved the lease meanwhile, and
+    /// it closes sessions.
+    decision: Option<Revocation>,
 }
 
 /// What a look at a backend's due leases came to.
@@ -172,24 +175,31 @@ impl Reaper {
         states
     }
 
-    /// Takes back a lease although the store could not record the decision. `kept` is what a lease in the
-    /// making was to keep: its credential came to be.
-    pub async fn take_back_unrecorded(&self, mut lease: Lease, kept: Option<Sealed>) {
-        let because = if matches!(lease.state, State::Pending { .. }) { Ending::Abandoned } else { Ending::Revoked };
-        let now = self.clock.now();
-        let next = match kept {
-            None => lease.state.take_back(lease.placement.revocability, now, because),
-            Some(_) => Some(State::take_back_now(now, because)),
-        };
-        lease.sealed = lease.sealed.or(kept);
-        if let Some(mut next) = next {
-            if let State::Revoking { next_at, .. } = &mut next {
-                *next_at = now;
+    /// Decides to take leases back where the store could not record it: that is done later. Returns them as
+    /// they are now, for [`Reaper::take_back`]. A pending one that keeps something came to be.
+    #[must_use]
+    pub fn decide(&self, mut leases: Vec<Lease>, decision: &Revocation) -> Vec<Lease> {
+        let (now, because) = (self.clock.now(), decision.because);
+        let mut unrecorded = lock(&self.unrecorded);
+        for lease in &mut leases {
+            let known = unrecorded.entry(lease.id).or_insert_with(|| Unrecorded::of(lease.clone()));
+            let came_to_be = matches!(known.now, State::Pending { .. }) && lease.sealed.is_some();
+            let next = match came_to_be {
+                true => Some(State::take_back_now(now, because)),
+                false => known.now.take_back(lease.placement.revocability, now, because),
+            };
+            if let Some(mut next) = next {
+                if let State::Revoking { next_at, .. } = &mut next {
+                    *next_at = now;
+                }
+                let lease = Lease { state: next.clone(), ..lease.clone() };
+                known.entry = Some(Entry { actor: decision.actor.clone(), ..Entry::of_lease(&lease, now) });
+                known.now = next;
             }
-            self.remember(&lease, next, because_entry(&lease, now, because));
-            self.process(lease).await;
+            known.decision = Some(Revocation { targets: Targets::Leases(vec![lease.id]), ..decision.clone() });
+            lease.state = known.now.clone();
         }
-        self.nudge();
+        leases
     }
 
     /// Works through what is due at one backend; returns when it is worth looking again.
@@ -240,7 +250,7 @@ impl Reaper {
     async fn process(&self, mut lease: Lease) -> (State, bool) {
         let Some(_busy) = Busy::start(&self.busy, lease.id) else { return (lease.state, false) };
         if let Some(known) = lock(&self.unrecorded).get(&lease.id) {
-            lease.state = known.now.clone();
+            lease = Lease { state: known.now.clone(), ..known.lease.clone() };
         }
         let now = self.clock.now();
         if lease.state.due_at().is_none_or(|at| at > now) || ends_by_itself(&lease) {
@@ -318,8 +328,7 @@ impl Reaper {
 
     fn remember(&self, lease: &Lease, next: State, entry: Option<Entry>) {
         let mut unrecorded = lock(&self.unrecorded);
-        let known = unrecorded.entry(lease.id);
-        let known = known.or_insert_with(|| Unrecorded { lease: lease.clone(), now: next.clone(), entry: None });
+        let known = unrecorded.entry(lease.id).or_insert_with(|| Unrecorded::of(lease.clone()));
         known.now = next;
         known.entry = entry.or_else(|| known.entry.take());
     }
@@ -328,15 +337,27 @@ impl Reaper {
     async fn settle(&self) {
         let waiting: Vec<Lease> = lock(&self.unrecorded).values().map(|known| known.lease.clone()).collect();
         for lease in waiting {
-            self.process(lease.clone()).await;
-            let Some(known) = lock(&self.unrecorded).remove(&lease.id) else { continue };
-            let (now, entry) = (known.now.clone(), known.entry.clone());
-            let written = self.store.transition(lease.id, lease.state, now, lease.sealed, entry).await;
-            if written.is_err() {
-                // Unless something newer came in between.
-                lock(&self.unrecorded).entry(lease.id).or_insert(known);
-            }
+            let id = lease.id;
+            self.process(lease).await;
+            self.tell(id).await;
         }
+    }
+
+    /// Tells the store of one lease; says whether it can be told.
+    async fn tell(&self, id: LeaseId) -> bool {
+        // Whoever works on it may come to something newer.
+        let Some(_busy) = Busy::start(&self.busy, id) else { return true };
+        let Some(known) = lock(&self.unrecorded).get(&id).cloned() else { return true };
+        let Unrecorded { lease, now, entry, decision } = known;
+        let mut told = self.store.transition(id, lease.state, now, lease.sealed, entry).await.map(drop);
+        if let (Ok(()), Some(decision)) = (&told, decision.clone()) {
+            told = self.store.revoke(decision).await.map(drop);
+        }
+        let mut unrecorded = lock(&self.unrecorded);
+        if told.is_ok() && unrecorded.get(&id).is_some_and(|known| known.decision == decision) {
+            unrecorded.remove(&id);
+        }
+        told.is_ok()
     }
 
     /// The lease's backend, if it still is what it was when the lease was opened.
@@ -346,6 +367,13 @@ impl Reaper {
             Backend::Remote(remote) if remote.identity() == identity => Some((remote, self.backends.limits(backend)?)),
             Backend::Remote(_) | Backend::Local(_) => None,
         }
+    }
+}
+
+impl Unrecorded {
+    fn of(lease: Lease) -> Self {
+        let now = lease.state.clone();
+        Self { lease, now, entry: None, decision: None }
     }
 }
 
@@ -378,11 +406,6 @@ fn wait_after(lease: LeaseId, attempts: u32) -> Duration {
     let wait = FIRST_WAIT.saturating_mul(1_u32.checked_shl(attempts).unwrap_or(u32::MAX)).min(LONGEST_WAIT);
     let spread = u32::from(lease.as_bytes()[15].rotate_left(attempts & 7));
     wait * (800 + 400 * spread / 255) / 1000
-}
-
-fn because_entry(lease: &Lease, at: Timestamp, because: Ending) -> Option<Entry> {
-    let state = lease.state.take_back(lease.placement.revocability, at, because)?;
-    Some(Entry::of_lease(&Lease { state, ..lease.clone() }, at))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -185,7 +185,7 @@ pub enum Held {
 }
 
 /// Which leases a revocation is about.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Targets {
     /// The family that this lease belongs to.
     Family(LeaseId),
@@ -194,7 +194,7 @@ pub enum Targets {
 }
 
 /// A revocation to be written.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Revocation {
     /// Which leases.
     pub targets: Targets,
@@ -281,6 +281,9 @@ pub trait Store: Send + Sync {
 
     /// One lease.
     fn lease(&self, id: LeaseId) -> Answer<'_, Option<Lease>>;
+
+    /// The family that a lease belongs to; those that ended may be left out.
+    fn family(&self, id: LeaseId) -> Answer<'_, Vec<Lease>>;
 
     /// The lease of a handle.
     fn held(&self, id: LeaseId, handle: Hash) -> Answer<'_, Held>;

@@ -291,6 +291,10 @@ impl Store for SqliteStore {
         Box::pin(self.read(move |conn| Ok(rows::find_lease(conn, id)?.map(|(lease, _)| lease))))
     }
 
+    fn family(&self, id: LeaseId) -> Answer<'_, Vec<Lease>> {
+        Box::pin(self.read(move |conn| verbs::family(conn, id)))
+    }
+
     fn held(&self, id: LeaseId, handle: Hash) -> Answer<'_, Held> {
         Box::pin(self.read(move |conn| {
             let Some((lease, present)) = rows::find_lease(conn, id)? else { return Ok(Held::Unknown) };

@@ -4,13 +4,16 @@ use crate::{
     config::Span,
     leases::Outlives,
     store::{
-        Entitlement, Opened, PendingLease, SqliteOptions, SqliteStore,
+        Entitlement, Hash, Opened, PendingLease, Refusal, Revocation, SqliteOptions, SqliteStore, Targets,
         conformance::{Place, TTL, World},
     },
 };
 use futures_util::future::BoxFuture;
 use jobpass_policy::{CredentialSource, Diagnostic, GrantContext, Permit};
 use std::{collections::VecDeque, time};
+
+/// Whose leases they are.
+const SESSION: Hash = [7; 32];
 
 /// What a revocation meets, call by call; the last one stays.
 #[derive(Clone, Copy, Debug)]
@@ -113,7 +116,7 @@ fn name_of(backend: &str) -> BackendName {
 
 /// Opens a lease at `backend`.
 async fn open(world: &World, backend: &str, state: State, revocability: Revocability) -> Lease {
-    let by = Entitlement::Token(world.binding(world.token(), None, None));
+    let by = Entitlement::Token(world.binding(world.token(), Some(SESSION), None));
     let mut opening = world.opening(by, state, revocability);
     opening.lease.placement.backend = name_of(backend);
     let lease = opening.lease.clone();
@@ -285,7 +288,15 @@ async fn revocation_goes_on_while_the_store_cannot_be_written() {
     let running = tokio::spawn(Arc::clone(&reaper).run(stop.subscribe()));
     until("the system is asked all the same", async || asked() == 1).await;
     // A decision that the store could not take, and a system that is down.
-    reaper.take_back_unrecorded(given_back.clone(), None).await;
+    let decision = Revocation {
+        targets: Targets::Family(given_back.id()),
+        because: Ending::Revoked,
+        close_sessions: true,
+        at: world.now(),
+        actor: None,
+    };
+    let decided = reaper.decide(vec![given_back.clone()], &decision);
+    assert!(matches!(reaper.take_back(decided).await[..], [State::Revoking { attempts: 1, .. }]));
     assert_eq!(asked(), 2, "the system is asked at once");
     for lease in [&expired, &given_back] {
         assert_eq!(world.state(lease.id()).await, *lease.state(), "the store knows of nothing");
@@ -301,6 +312,13 @@ async fn revocation_goes_on_while_the_store_cannot_be_written() {
         assert!(matches!(world.state(lease.id()).await, State::Ended { how, .. } if how == because));
     }
     assert_eq!(asked(), 3);
+    let binding = world.binding(given_back.token(), Some(SESSION), None);
+    let opening = world.opening(Entitlement::Token(binding), world.active(), Revocability::None);
+    let again = world.store.open_active(opening).await.expect("writes");
+    assert!(
+        matches!(again, Opened::Refused(Refusal::SessionClosed)),
+        "what else was decided is made up for: {again:?}"
+    );
     stop.send_replace(true);
     running.await.expect("it stops");
 }

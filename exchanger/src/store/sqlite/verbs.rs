@@ -388,7 +388,7 @@ const fn because(state: &State) -> Option<Ending> {
 }
 
 /// The leases of the family that a lease belongs to: its first one, the lease itself, and all that did not end.
-fn family(conn: &Connection, id: LeaseId) -> Result<Vec<Lease>, Fault> {
+pub(super) fn family(conn: &Connection, id: LeaseId) -> Result<Vec<Lease>, Fault> {
     let sql = "SELECT ifnull(root, id) FROM leases WHERE id = ?1";
     let root: Option<[u8; 16]> = conn.prepare_cached(sql)?.query_row([id.as_bytes()], |row| row.get(0)).optional()?;
     // The root may be pruned already, and its children not.
