@@ -44,6 +44,20 @@ impl Timestamp {
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
+
+    /// How old at `now` something of this time is. What is still to come was before the clock was set back,
+    /// nobody knows when: it is older than anything.
+    #[must_use]
+    pub fn age(self, now: Self) -> Duration {
+        if self > now { Duration::MAX } else { now.since(self) }
+    }
+
+    /// Whether it is `now`, or later, in a wait that was to take at most `longest`. A wait that would take
+    /// longer was begun before the clock was set back, and is over.
+    #[must_use]
+    pub fn is_over(self, now: Self, longest: Duration) -> bool {
+        self <= now || self > now + longest
+    }
 }
 
 impl Add<Duration> for Timestamp {
@@ -129,6 +143,11 @@ impl ManualClock {
     pub fn advance(&self, by: Duration) {
         self.0.send_modify(|now| *now = *now + by);
     }
+
+    /// Sets the clock, back too, as a time server does.
+    pub fn set(&self, to: Timestamp) {
+        self.0.send_replace(to);
+    }
 }
 
 impl Clock for ManualClock {
@@ -142,5 +161,24 @@ impl Clock for ManualClock {
             // An error means that the clock is gone, and with it whoever could wait for it.
             let _ = now.wait_for(|now| *now >= at).await;
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_still_to_come_was_before_the_clock_was_set_back() {
+        let (minute, noon) = (Duration::from_secs(60), Timestamp::from_secs(43_200));
+        for (at, age, over) in [
+            (noon - minute, minute, true),
+            (noon, Duration::ZERO, true),
+            (noon + minute / 2, Duration::MAX, false),
+            (noon + minute, Duration::MAX, false),
+            (noon + minute * 2, Duration::MAX, true),
+        ] {
+            assert_eq!((at.age(noon), at.is_over(noon, minute)), (age, over), "{at}");
+        }
     }
 }

@@ -137,7 +137,8 @@ impl Stream {
         loop {
             let stopping = *self.stop.borrow_and_update();
             let now = self.clock.now();
-            let (head, save) = (stopping || now >= head_at, stopping || now >= save_at);
+            let head = stopping || head_at.is_over(now, HEAD_INTERVAL);
+            let save = stopping || save_at.is_over(now, SAVE_INTERVAL);
             match self.step(&mut at, head, save) {
                 Ok(()) => {
                     if head {
@@ -447,6 +448,9 @@ mod tests {
         world.wait_for("audit.jsonl", "a head after a minute", |log| log.contains("{\"head\":{\"seq\":5,")).await;
         world.wait_for("head.json", "the same beside it", |head| head.starts_with("{\"head\":{\"seq\":5,")).await;
         world.record(1).await;
+        // A clock that was a day ahead stops no heads.
+        world.clock.set(world.clock.now() - 1440 * HEAD_INTERVAL);
+        world.wait_for("head.json", "a head at once", |head| head.starts_with("{\"head\":{\"seq\":6,")).await;
         world.stop().await;
         let log = world.read("audit.jsonl");
         world.passes(&log, 6);

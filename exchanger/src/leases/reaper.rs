@@ -128,10 +128,11 @@ impl Reaper {
                 Ok(agenda) => {
                     for (backend, due) in agenda {
                         // `None`: a lane is at it, and says when it is through.
-                        match working.get(&backend).map_or(Some(due), |rest| rest.map(|rest| rest.max(due))) {
-                            None => {}
-                            Some(at) if at > now => wake = wake.min(at),
-                            Some(_) => {
+                        match working.get(&backend) {
+                            Some(None) => {}
+                            Some(Some(rest)) if !rest.is_over(now, STORE_WAIT) => wake = wake.min(*rest),
+                            _ if due > now => wake = wake.min(due),
+                            _ => {
                                 working.insert(backend.clone(), None);
                                 lanes.spawn(Arc::clone(&self).work(backend, stop.clone()));
                             }

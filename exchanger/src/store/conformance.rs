@@ -642,6 +642,12 @@ async fn folds(w: &mut World) {
     w.reopen().await;
     let lines = denied(&w.audit().await);
     assert_eq!(lines[3..], [None, Some("1}".to_owned())], "a new minute, cut short by the end");
+    for _ in 0..2 {
+        let entry = Entry::new(w.now(), Event::Denied);
+        w.store.record(entry, Some(one)).await.expect("records");
+        w.clock.set(w.now() - Duration::from_secs(24 * 3600));
+    }
+    assert_eq!(denied(&w.audit().await)[5..], [None, None], "a minute ends when the clock is set back");
 }
 
 async fn pruning(w: &mut World) {

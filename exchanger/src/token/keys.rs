@@ -134,7 +134,7 @@ impl Keys {
     /// The keys to check a token with.
     pub(super) async fn current(self: &Arc<Self>) -> Result<Arc<Snapshot>, TokenError> {
         if let Some(snapshot) = self.current.load_full() {
-            let age = self.clock.now().since(snapshot.at);
+            let age = snapshot.at.age(self.clock.now());
             if age <= self.max_age() / 2 {
                 return Ok(snapshot);
             }
@@ -150,7 +150,7 @@ impl Keys {
         self.renew_detached(self.max_age()).await;
         let now = self.clock.now();
         match self.current.load_full() {
-            Some(snapshot) if now.since(snapshot.at) <= MAX_STALE => Ok(snapshot),
+            Some(snapshot) if snapshot.at.age(now) <= MAX_STALE => Ok(snapshot),
             _ => {
                 let wait = self.cool_down(*self.last_attempt.lock().await, now);
                 Err(TokenError::KeysUnavailable { retry_after: wait.max(Duration::from_secs(1)) })
@@ -161,7 +161,7 @@ impl Keys {
     /// Newer keys than `than`, for a token that those do not verify; `None` when there are none, or when
     /// it is too early to ask again.
     pub(super) async fn newer(self: &Arc<Self>, than: &Arc<Snapshot>) -> Option<Arc<Snapshot>> {
-        if self.clock.now().since(than.at) > self.unknown_key_interval() {
+        if than.at.age(self.clock.now()) > self.unknown_key_interval() {
             self.renew_detached(self.unknown_key_interval()).await;
         }
         self.current.load_full().filter(|snapshot| !Arc::ptr_eq(snapshot, than))
@@ -177,7 +177,7 @@ impl Keys {
     async fn renew(self: Arc<Self>, if_older: Duration) {
         let mut last_attempt = self.last_attempt.lock().await;
         let now = self.clock.now();
-        let fresh = self.current.load().as_ref().is_some_and(|snapshot| now.since(snapshot.at) <= if_older);
+        let fresh = self.current.load().as_ref().is_some_and(|snapshot| snapshot.at.age(now) <= if_older);
         if fresh || !self.cool_down(*last_attempt, now).is_zero() {
             return;
         }
@@ -203,7 +203,8 @@ impl Keys {
             0 => Duration::ZERO,
             failures => {
                 let pause = COOL_DOWN.saturating_mul(1 << (failures - 1).min(10)).min(MAX_COOL_DOWN);
-                (last_attempt + pause).since(now)
+                let until = last_attempt + pause;
+                if until.is_over(now, pause) { Duration::ZERO } else { until.since(now) }
             }
         }
     }

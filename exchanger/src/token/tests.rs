@@ -421,6 +421,31 @@ async fn an_issuer_that_is_down() {
     assert_eq!(world.refusal(&token()).await, None);
 }
 
+/// The clock was a day ahead at first.
+#[tokio::test]
+async fn a_clock_that_is_set_back() {
+    let ahead = async |world: &World| {
+        world.advance(86_400);
+        let refusal = world.refusal(&world.token()).await;
+        world.clock.set(Timestamp::from_secs(NOW));
+        refusal
+    };
+    // A failure then does not keep anybody waiting now.
+    let world = World::start().await;
+    world.issuer.fail(Document::Jwks, Fault::Status(503));
+    assert!(matches!(ahead(&world).await, Some(TokenError::KeysUnavailable { .. })));
+    world.issuer.recover();
+    assert_eq!(world.refusal(&world.token()).await, None);
+
+    // Keys that were had then are not fresh now.
+    let world = World::start().await;
+    assert_eq!(ahead(&world).await, None);
+    let old = world.token();
+    world.issuer.rotate(Rotation::Replace, Signing::Rs256).expect("a key");
+    assert_eq!(world.refusal(&old).await, Some(TokenError::UnknownKey));
+    assert_eq!(world.refusal(&world.token()).await, None);
+}
+
 #[tokio::test]
 async fn a_key_set_that_is_not_to_be_believed() {
     let elsewhere = World::start().await;

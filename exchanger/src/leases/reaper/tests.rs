@@ -232,6 +232,14 @@ async fn a_backend_that_hangs_delays_no_other() {
     let running = tokio::spawn(Arc::clone(&reaper).run(stop.subscribe()));
     until("the other's lease ends", async || ended(&world, &lease).await).await;
     until("what ends by itself ends", async || ended(&world, &own).await).await;
+    world.clock.set(world.now() - Duration::from_secs(24 * 3600));
+    let lease = open(&world, "ready", world.active(), Revocability::ByName).await;
+    world.clock.advance(TTL);
+    let looked = async || {
+        reaper.nudge();
+        ended(&world, &lease).await
+    };
+    until("it is looked at after the clock was set back too", looked).await;
     assert!(lock(&silent.asked).len() < ROUND, "the silent one is far from through");
     stop.send_replace(true);
     running.await.expect("it stops");

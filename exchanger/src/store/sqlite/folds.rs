@@ -5,6 +5,8 @@ use jobpass_protocol::DecisionId;
 use std::{collections::HashMap, time::Duration};
 
 const WINDOW: Duration = Duration::from_secs(60);
+/// What a window may still take: entries that come at once may be some way out of order.
+const LONGEST: Duration = Duration::from_secs(120);
 /// More kinds at a time than this, and all windows end early.
 const MAX_WINDOWS: usize = 1024;
 /// Decisions of a window that are kept by name: a person who quotes one of them is helped.
@@ -33,7 +35,7 @@ impl Folds {
     /// Counts the entry if one like it was written within the last minute. `false`: write it.
     pub(super) fn fold(&mut self, key: Hash, entry: &Entry) -> bool {
         if let Some(window) = self.windows.get_mut(&key)
-            && entry.at < window.until
+            && !window.until.is_over(entry.at, LONGEST)
         {
             window.count += 1;
             if window.decisions.len() < MAX_DECISIONS {
@@ -60,7 +62,7 @@ impl Folds {
 
     /// What has to be written now.
     pub(super) fn take_due(&mut self, now: Timestamp) -> Vec<Entry> {
-        let over = self.windows.extract_if(|_, window| window.until <= now);
+        let over = self.windows.extract_if(|_, window| window.until.is_over(now, LONGEST));
         self.over.extend(over.filter_map(|(_, window)| window.into_entry()));
         std::mem::take(&mut self.over)
     }
