@@ -14,7 +14,7 @@ use crate::{
     policies::{self, Policies, Report},
     sealing::Sealing,
     signing::Keys,
-    store::{FreezeTarget, Hash, SqliteStore, Store, StoreError},
+    store::{Fold, FreezeTarget, Hash, SqliteStore, Store, StoreError},
     telemetry::Metrics,
     token::{Verifier, VerifierError},
 };
@@ -143,7 +143,7 @@ impl App {
 
     /// Writes an audit entry that belongs to no lease; a store that cannot be written is logged, and
     /// does not turn a denial into something else.
-    pub async fn record(&self, entry: Entry, fold: Option<Hash>) {
+    pub async fn record(&self, entry: Entry, fold: Option<Fold>) {
         if let Err(error) = self.store.record(entry, fold).await {
             tracing::error!(%error, "an audit entry could not be written");
         }

@@ -10,7 +10,7 @@ use crate::{
     },
     clock::Timestamp,
     leases::{Lease, TokenKey},
-    store::Refusal as Unentitled,
+    store::{Fold, Refusal as Unentitled},
 };
 use jobpass_policy::{Claims, Denial, DenialKind, Permit};
 use jobpass_protocol::{DecisionId, GrantName, IssuerName, LeaseId};
@@ -59,15 +59,14 @@ impl Story {
         entry.policy = Some(app.policies.current().digest().to_owned());
         entry.reason = Some(kind_code(&denial.kind).to_owned());
         entry.trace = serde_json::value::to_raw_value(&denial.trace()).ok();
-        let fold = Sha256::new()
+        // Unknown grants are folded as known ones are, or the time that a denial takes would tell them apart.
+        let job = Sha256::new()
             .chain_update(self.issuer.as_str())
             .chain_update([0])
-            .chain_update(grant)
-            .chain_update([0])
-            .chain_update(claims.registered().sub.as_deref().unwrap_or_default())
-            .chain_update([0])
-            .chain_update(kind_code(&denial.kind));
-        app.record(entry, Some(fold.finalize().into())).await;
+            .chain_update(claims.registered().sub.as_deref().unwrap_or_default());
+        let kind = job.clone().chain_update([0]).chain_update(grant).chain_update([0]);
+        let kind = kind.chain_update(kind_code(&denial.kind));
+        app.record(entry, Some(Fold { key: kind.finalize().into(), of: job.finalize().into() })).await;
         app.metrics.denied();
         match denial.kind {
             DenialKind::Scope { .. } => Refusal::Scope { decision: self.decision },
@@ -81,7 +80,7 @@ impl Story {
         entry.grant = Some(grant.clone());
         entry.reason = Some(reason.to_owned());
         let fold = hash(&format!("plainly\n{}\n{}\n{grant}\n{reason}", self.issuer, hex(&self.token.hash)));
-        app.record(entry, Some(fold)).await;
+        app.record(entry, Some(Fold::alone(fold))).await;
         app.metrics.denied();
     }
 
@@ -96,7 +95,8 @@ impl Story {
                 entry.backend = Some(backend.clone());
                 entry.reason = Some(busy.to_string());
                 let full = matches!(busy, Busy::Full(_));
-                app.record(entry, Some(hash(&format!("busy\n{backend}\n{grant}\n{full}")))).await;
+                let fold = Fold::alone(hash(&format!("busy\n{backend}\n{grant}\n{full}")));
+                app.record(entry, Some(fold)).await;
                 app.metrics.exchanged(grant, false);
                 Err(Refusal::Busy { retry_after: busy.retry_after(), decision: self.decision })
             }

@@ -1,8 +1,8 @@
 //! What every store must do: one suite, run against each of them.
 
 use super::{
-    Binding, Entitlement, Filter, FreezeTarget, Hash, Held, MAX_RENEWALS, MAX_RETRIES, Opened, Opening, RETRY_WINDOW,
-    Refusal, Revocation, Rotation, Store, Targets,
+    Binding, Entitlement, Filter, Fold, FreezeTarget, Hash, Held, MAX_RENEWALS, MAX_RETRIES, Opened, Opening,
+    RETRY_WINDOW, Refusal, Revocation, Rotation, Store, Targets,
 };
 use crate::{
     audit::{Entry, Event, Line, Link},
@@ -623,7 +623,7 @@ async fn freezes(w: &mut World) {
 
 async fn folds(w: &mut World) {
     let (one, other) = (w.hash(), w.hash());
-    let deny = |key| w.store.record(Entry::new(w.now(), Event::Denied), Some(key));
+    let deny = |key| w.store.record(Entry::new(w.now(), Event::Denied), Some(Fold::alone(key)));
     for _ in 0..5 {
         deny(one).await.expect("records");
     }
@@ -644,10 +644,29 @@ async fn folds(w: &mut World) {
     assert_eq!(lines[3..], [None, Some("1}".to_owned())], "a new minute, cut short by the end");
     for _ in 0..2 {
         let entry = Entry::new(w.now(), Event::Denied);
-        w.store.record(entry, Some(one)).await.expect("records");
+        w.store.record(entry, Some(Fold::alone(one))).await.expect("records");
         w.clock.set(w.now() - Duration::from_secs(24 * 3600));
     }
     assert_eq!(denied(&w.audit().await)[5..], [None, None], "a minute ends when the clock is set back");
+
+    // Somebody who comes with something else each time.
+    let kinds = w.audited("denied").await;
+    for of in [w.hash(), w.hash()] {
+        for _ in 0..300 {
+            let mut entry = Entry::new(w.now(), Event::Denied);
+            entry.grant = GrantName::parse("invented").ok();
+            w.store.record(entry, Some(Fold { key: w.hash(), of })).await.expect("records");
+        }
+    }
+    let written = w.audited("denied").await - kinds;
+    assert!(written <= 2 * 9, "{written} entries");
+    w.reopen().await;
+    let lines = w.audit().await;
+    let rest = &lines[lines.len() - 2..];
+    assert!(
+        rest.iter().all(|line| line.entry.contains("\"count\":291") && !line.entry.contains("invented")),
+        "{rest:?}"
+    );
 }
 
 async fn pruning(w: &mut World) {

@@ -221,6 +221,24 @@ pub struct Filter {
     pub ended: bool,
 }
 
+/// What repeats of an audit entry within a minute are folded by.
+#[derive(Clone, Copy, Debug)]
+pub struct Fold {
+    /// What repeats have in common.
+    pub key: Hash,
+    /// Whose entries they are. Who causes too many kinds at a time has the rest of them folded into one, so
+    /// that nobody fills the log by asking for something else each time.
+    pub of: Hash,
+}
+
+impl Fold {
+    /// For entries of which there cannot be many kinds.
+    #[must_use]
+    pub const fn alone(key: Hash) -> Self {
+        Self { key, of: key }
+    }
+}
+
 /// What an admin froze or thawed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FreezeTarget {
@@ -303,9 +321,9 @@ pub trait Store: Send + Sync {
     /// See [`Store::seal_check`].
     fn set_seal_check(&self, check: Sealed) -> Answer<'_, ()>;
 
-    /// Writes an audit entry that belongs to no lease. `fold` names what repeats within a minute are
-    /// folded by: they cost a counter and, when the minute is over, one entry with a count.
-    fn record(&self, entry: Entry, fold: Option<Hash>) -> Answer<'_, ()>;
+    /// Writes an audit entry that belongs to no lease. What is folded costs a counter and, when the minute
+    /// is over, one entry with a count.
+    fn record(&self, entry: Entry, fold: Option<Fold>) -> Answer<'_, ()>;
 
     /// What is frozen.
     fn freezes(&self) -> Answer<'_, Freezes>;

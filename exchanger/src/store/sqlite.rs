@@ -12,8 +12,8 @@ mod verbs;
 mod writer;
 
 use super::{
-    Answer, Filter, FreezeTarget, Hash, Held, Opened, Opening, PendingLease, Revocation, Rotation, Store, StoreError,
-    Targets,
+    Answer, Filter, Fold, FreezeTarget, Hash, Held, Opened, Opening, PendingLease, Revocation, Rotation, Store,
+    StoreError, Targets,
 };
 use crate::{
     audit::{Entry, Line, Link},
@@ -330,16 +330,20 @@ impl Store for SqliteStore {
         }))
     }
 
-    fn record(&self, entry: Entry, fold: Option<Hash>) -> Answer<'_, ()> {
+    fn record(&self, entry: Entry, fold: Option<Fold>) -> Answer<'_, ()> {
         Box::pin(async move {
-            if let Some(key) = &fold
-                && lock(&self.shared.folds).fold(*key, &entry)
-            {
+            let first = fold.map(|fold| lock(&self.shared.folds).fold(fold, &entry));
+            if first == Some(None) {
                 return Ok(());
             }
-            let written = self.writer.write(move |tx| tx.append(&entry)).await;
-            if let (Err(_), Some(key)) = (&written, &fold) {
-                lock(&self.shared.folds).forget(key);
+            let (at, body, packed) = self.shared.samples.pack_entry(&entry)?;
+            let packed = Arc::new(packed);
+            let text = Arc::clone(&packed);
+            let written = self.writer.write(move |tx| tx.append_text(at, body.clone(), &text)).await;
+            match (&written, first.flatten()) {
+                (Ok(()), _) => self.shared.samples.written(&packed),
+                (Err(_), Some(window)) => lock(&self.shared.folds).forget(&window),
+                (Err(_), None) => {}
             }
             written
         })

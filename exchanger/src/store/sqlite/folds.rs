@@ -1,6 +1,10 @@
 //! Folding: what repeats within a minute costs a counter, and one entry when the minute is over.
 
-use crate::{audit::Entry, clock::Timestamp, store::Hash};
+use crate::{
+    audit::Entry,
+    clock::Timestamp,
+    store::{Fold, Hash},
+};
 use jobpass_protocol::DecisionId;
 use std::{collections::HashMap, time::Duration};
 
@@ -9,10 +13,15 @@ const WINDOW: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(120);
 /// More kinds at a time than this, and all windows end early.
 const MAX_WINDOWS: usize = 1024;
+/// Kinds that somebody's entries have at a time; the rest share a window.
+const MAX_KINDS: usize = 8;
 /// Decisions of a window that are kept by name: a person who quotes one of them is helped.
 const MAX_DECISIONS: usize = 64;
 
 struct Window {
+    of: Hash,
+    /// Whether it is of entries of all kinds.
+    shared: bool,
     until: Timestamp,
     last: Entry,
     count: u64,
@@ -32,8 +41,12 @@ impl Folds {
         self.windows.is_empty() && self.over.is_empty()
     }
 
-    /// Counts the entry if one like it was written within the last minute. `false`: write it.
-    pub(super) fn fold(&mut self, key: Hash, entry: &Entry) -> bool {
+    /// Counts the entry if one like it was written within the last minute. Else it is to be written, and
+    /// opens the window that is named.
+    pub(super) fn fold(&mut self, Fold { key, of }: Fold, entry: &Entry) -> Option<Hash> {
+        let kinds = || self.windows.values().filter(|window| window.of == of && !window.shared).count();
+        let shared = !self.windows.contains_key(&key) && kinds() >= MAX_KINDS;
+        let key = if shared { of } else { key };
         if let Some(window) = self.windows.get_mut(&key)
             && !window.until.is_over(entry.at, LONGEST)
         {
@@ -42,7 +55,7 @@ impl Folds {
                 window.decisions.extend(entry.decision_id);
             }
             window.last = entry.clone();
-            return true;
+            return None;
         }
         if let Some(window) = self.windows.remove(&key) {
             self.over.extend(window.into_entry());
@@ -50,9 +63,9 @@ impl Folds {
         if self.windows.len() >= MAX_WINDOWS {
             self.over.extend(self.windows.drain().filter_map(|(_, window)| window.into_entry()));
         }
-        let window = Window { until: entry.at + WINDOW, last: entry.clone(), count: 0, decisions: Vec::new() };
-        self.windows.insert(key, window);
-        false
+        let (until, last) = (entry.at + WINDOW, entry.clone());
+        self.windows.insert(key, Window { of, shared, until, last, count: 0, decisions: Vec::new() });
+        Some(key)
     }
 
     /// The first entry of a window could not be written: the next one is the first.
@@ -81,6 +94,11 @@ impl Folds {
 
 impl Window {
     fn into_entry(self) -> Option<Entry> {
-        (self.count > 0).then_some(Entry { count: Some(self.count), decisions: self.decisions, ..self.last })
+        let Self { mut last, count, decisions, shared, .. } = self;
+        if shared {
+            // Those that it stands for were about others too.
+            (last.grant, last.trace, last.reason) = (None, None, Some("several".to_owned()));
+        }
+        (count > 0).then_some(Entry { count: Some(count), decisions, ..last })
     }
 }

@@ -5,6 +5,7 @@
 //! block whose dictionary is the sample. Statements read a packed column as `unpack(column)`.
 
 use super::{Fault, writer::lock};
+use crate::{audit::Entry, clock::Timestamp};
 use aws_lc_rs::digest::{SHA256, digest};
 use lz4_flex::block::{compress_prepend_size_with_dict, decompress_size_prepended_with_dict};
 use rusqlite::{Connection, functions::FunctionFlags};
@@ -110,6 +111,17 @@ impl Samples {
                 Packed { novel: Some(Arc::new(novel)), ..Packed::plain(text) }
             }
         }
+    }
+
+    /// An entry that belongs to no lease: its time, and it as JSON and packed.
+    pub(super) fn pack_entry(&self, entry: &Entry) -> Result<(Timestamp, String, Packed), Fault> {
+        let body = entry.to_json().map_err(super::rows::corrupt)?;
+        let packed = match &entry.issuer {
+            // Apart from those about leases: jobs that are denied have a say in what these look like.
+            Some(issuer) => self.pack(&format!("entries without a lease, of {issuer}"), &body),
+            None => Packed::plain(&body),
+        };
+        Ok((entry.at, body, packed))
     }
 
     fn prefer(&self, kind: &str, sample: &Arc<Sample>) {

@@ -104,11 +104,15 @@ impl<T: Send, F: FnMut(&mut Transaction<'_>) -> Result<T, Fault> + Send> Job for
 struct Flush {
     entries: Vec<Entry>,
     folds: Arc<Mutex<Folds>>,
+    samples: Arc<Samples>,
 }
 
 impl Job for Flush {
     fn run(&mut self, tx: &mut Transaction<'_>) -> Result<(), Fault> {
-        self.entries.iter().try_for_each(|entry| tx.append(entry))
+        self.entries.iter().try_for_each(|entry| {
+            let (at, body, packed) = self.samples.pack_entry(entry)?;
+            tx.append_text(at, body, &packed)
+        })
     }
 
     fn finish(self: Box<Self>, failure: Option<StoreError>) {
@@ -243,7 +247,8 @@ impl Thread {
                 if closing.is_some() { folds.take_all() } else { folds.take_due(now) }
             };
             if !folded.is_empty() {
-                batch.push(Box::new(Flush { entries: folded, folds: self.shared.folds.clone() }));
+                let Shared { folds, samples, .. } = &*self.shared;
+                batch.push(Box::new(Flush { entries: folded, folds: folds.clone(), samples: samples.clone() }));
             }
             if batch.is_empty() && lock(&self.shared.failure).is_some() {
                 batch.push(Box::new(Probe));
