@@ -14,7 +14,7 @@ use crate::{
     policies::{self, Policies, Report},
     sealing::Sealing,
     signing::Keys,
-    store::{Fold, FreezeTarget, Hash, SqliteStore, Store, StoreError},
+    store::{Claim, Fold, FreezeTarget, Hash, SqliteStore, Store, StoreError},
     telemetry::Metrics,
     token::{Verifier, VerifierError},
 };
@@ -279,6 +279,8 @@ pub struct Running {
 /// # Errors
 /// One variant per reason; see [`StartError`].
 pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, StartError> {
+    // First, so that a second server changes nothing of the running one's.
+    let claim = Claim::new(&config.state_dir.join("jobpass.db"))?;
     let keys = Keys::open(&config.state_dir.join("keys"), Arc::clone(&clock), config.signing.clone())?;
     let sealing = config.sealing();
     let backends = build_backends(&config, &clock, &keys, &sealing)?;
@@ -291,7 +293,7 @@ pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, Sta
     if !report.stale.is_empty() && policies.current().grants().next().is_none() {
         return Err(StartError::Policies(report.diagnostics.join("\n")));
     }
-    let store = SqliteStore::open(&config.state_dir.join("jobpass.db"), config.store.clone(), Arc::clone(&clock))?;
+    let store = SqliteStore::open(claim, config.store.clone(), Arc::clone(&clock))?;
     resealing::check(&sealing, &*store).await?;
     let reaper = Arc::new(Reaper::new(Arc::clone(&store) as Arc<dyn Store>, backends.clone(), Arc::clone(&clock)));
     let app = Arc::new(App {

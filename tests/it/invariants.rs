@@ -1,9 +1,13 @@
 //! What must always hold, where no other test already says it. Each of these fails for a mutant in
 //! tests/mutants.
 
+use jobpass_exchanger::{
+    app,
+    config::{Config, Env},
+};
 use jobpass_tests::world::{Setting, World, session};
 use rusqlite::Connection;
-use std::{fs, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
 
 /// What the store answers while it cannot write.
 const RETRY: Option<&str> = Some("5");
@@ -43,6 +47,26 @@ async fn without_space_nothing_is_issued_and_everything_is_taken_back() {
     assert_eq!(world.ledger.keys().len(), 1, "nothing was made");
     world.revoke(&held.handle()).await.granted();
     world.until_keys(0).await;
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_server_changes_nothing() {
+    let world = World::start().await;
+    let keys = world.state().join("keys");
+    fs::write(keys.join("half.new"), "a rotation that goes on").expect("writable");
+    let listed = |directory: &Path| {
+        let names = fs::read_dir(directory).expect("is there").map(|entry| entry.expect("an entry").file_name());
+        names.collect::<BTreeSet<_>>()
+    };
+    let before = (listed(&world.state()), listed(&keys));
+    let mut text = fs::read_to_string(world.config_path()).expect("the config");
+    text.push_str("signing: { keys: [ES256, EdDSA, RS256] }\n");
+    fs::write(world.config_path(), text).expect("the config");
+    let config = Config::load(&world.config_path(), &Env::default()).expect("a config");
+    let refused = app::start(config, Arc::new(world.clock.clone())).await.err().expect("is refused").to_string();
+    assert!(refused.contains("another server is running"), "{refused}");
+    assert_eq!((listed(&world.state()), listed(&keys)), before);
     world.close().await;
 }
 

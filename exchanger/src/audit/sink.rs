@@ -362,7 +362,7 @@ mod tests {
     use crate::{
         audit::{Entry, Event, verify::verify},
         clock::ManualClock,
-        store::{SqliteOptions, SqliteStore},
+        store::{Claim, SqliteOptions, SqliteStore},
     };
     use std::time::Instant;
 
@@ -388,7 +388,8 @@ mod tests {
             let clock = ManualClock::at(Timestamp::from_secs(1_790_000_000));
             let options = SqliteOptions { reserve_bytes: 0, ..SqliteOptions::default() };
             let path = directory.path().join("jobpass.db");
-            let store = SqliteStore::open(&path, options, Arc::new(clock.clone())).expect("opens");
+            let claim = Claim::new(&path).expect("nobody else has it");
+            let store = SqliteStore::open(claim, options, Arc::new(clock.clone())).expect("opens");
             Self { directory, clock, store, stop: watch::Sender::new(false), streams: Vec::new() }
         }
 

@@ -7,7 +7,7 @@
 pub(crate) mod conformance;
 mod sqlite;
 
-pub use sqlite::{SqliteOptions, SqliteStore};
+pub use sqlite::{Claim, SqliteOptions, SqliteStore};
 
 use crate::{
     audit::{Entry, Line, Link},

@@ -78,17 +78,34 @@ pub struct SqliteStore {
     held: Mutex<Option<File>>,
 }
 
-impl SqliteStore {
-    /// Opens or makes the store in the file `path`, whose directory exists.
+/// The right to a store's file and to what lies beside it, which one process has at a time.
+pub struct Claim {
+    path: PathBuf,
+    held: File,
+}
+
+impl Claim {
+    /// Claims the store in the file `path`, whose directory exists, before anything in there is touched.
     ///
     /// # Errors
-    /// When the file cannot be opened for writing, belongs to another running server, or to a newer
-    /// version of this one.
-    pub fn open(path: &Path, options: SqliteOptions, clock: Arc<dyn Clock>) -> Result<Arc<Self>, StoreError> {
+    /// When it belongs to another running server, or the lock beside it cannot be made.
+    pub fn new(path: &Path) -> Result<Self, StoreError> {
         let held = own_file(&path.with_added_extension("lock"))?;
         flock(&held, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
             StoreError::Unavailable(format!("another server is running on {}: stop it first", path.display()))
         })?;
+        Ok(Self { path: path.to_owned(), held })
+    }
+}
+
+impl SqliteStore {
+    /// Opens or makes the store that was claimed.
+    ///
+    /// # Errors
+    /// When the file cannot be opened for writing, or belongs to a newer version of this one.
+    pub fn open(claim: Claim, options: SqliteOptions, clock: Arc<dyn Clock>) -> Result<Arc<Self>, StoreError> {
+        let Claim { path, held } = claim;
+        let path = path.as_path();
         // Made here for its mode; SQLite gives the same one to the files beside it.
         drop(own_file(path)?);
         let conn = schema::open_writer(path)?;

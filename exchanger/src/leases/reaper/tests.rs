@@ -4,7 +4,7 @@ use crate::{
     config::Span,
     leases::Outlives,
     store::{
-        Entitlement, Hash, Opened, PendingLease, Refusal, Revocation, SqliteOptions, SqliteStore, Targets,
+        Claim, Entitlement, Hash, Opened, PendingLease, Refusal, Revocation, SqliteOptions, SqliteStore, Targets,
         conformance::{Place, TTL, World},
     },
 };
@@ -93,7 +93,8 @@ struct Directory(tempfile::TempDir);
 impl Place for Directory {
     fn open(&self, clock: Arc<dyn Clock>) -> Arc<dyn Store> {
         let options = SqliteOptions { reserve_bytes: 0, ..SqliteOptions::default() };
-        SqliteStore::open(&self.0.path().join("jobpass.db"), options, clock).expect("opens")
+        let claim = Claim::new(&self.0.path().join("jobpass.db")).expect("nobody else has it");
+        SqliteStore::open(claim, options, clock).expect("opens")
     }
 }
 

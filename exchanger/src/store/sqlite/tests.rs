@@ -1,4 +1,4 @@
-use super::{Fault, SqliteOptions, SqliteStore, writer::Transaction};
+use super::{Claim, Fault, SqliteOptions, SqliteStore, writer::Transaction};
 use crate::{
     audit::{Entry, Event},
     clock::{Clock, ManualClock, Timestamp},
@@ -25,7 +25,7 @@ impl File {
 
     fn store(&self, clock: Arc<dyn Clock>) -> Result<Arc<SqliteStore>, StoreError> {
         let options = SqliteOptions { reserve_bytes: self.reserve_bytes, ..SqliteOptions::default() };
-        SqliteStore::open(&self.directory.path().join("jobpass.db"), options, clock)
+        SqliteStore::open(Claim::new(&self.directory.path().join("jobpass.db"))?, options, clock)
     }
 
     /// Runs a statement on the writer's own connection, outside of what any verb would do.
