@@ -382,6 +382,10 @@ fn print_leases(listing: &Listing, json: bool) -> anyhow::Result<()> {
     } else {
         print(&lease_table(&listing.leases))?
     }
+    if let Some(text) = &listing.left_out {
+        // Nothing is left to say it to if standard error is closed.
+        let _ = writeln!(std::io::stderr(), "{text}");
+    }
     recorded(listing.unrecorded.as_deref())
 }
 

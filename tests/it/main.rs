@@ -1,5 +1,6 @@
 //! Tests that need no other program: `cargo test`.
 
+mod admin;
 mod aws;
 mod azure;
 mod bad_input;

@@ -31,8 +31,10 @@ use tokio::{net::UnixListener, sync::oneshot, task::JoinHandle};
 
 /// The socket's name in the state directory.
 pub const SOCKET: &str = "admin.sock";
-/// The most leases that one listing or revocation is about.
+/// The most leases that one answer shows.
 const MOST: usize = 100_000;
+/// Leases that are read, and decided to be taken back, at once.
+const PAGE: usize = 1000;
 
 /// Which leases an admin means.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -106,8 +108,10 @@ impl LeaseView {
 /// Leases, and what there is to know beside them.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Listing {
-    /// The leases.
+    /// The leases, newest first.
     pub leases: Vec<LeaseView>,
+    /// What is not in here, for people.
+    pub left_out: Option<String>,
     /// They were taken back, and the store could not record it: what that means.
     pub unrecorded: Option<String>,
 }
@@ -251,29 +255,43 @@ impl From<StoreError> for Refused {
     }
 }
 
-async fn selected(app: &App, selection: &Selection) -> Result<Vec<Lease>, Refused> {
+impl Selection {
+    /// Those that are not named one by one.
+    fn filter(&self) -> Option<Filter> {
+        let any = self.all || self.grant.is_some() || self.issuer.is_some() || !self.claims.is_empty();
+        any.then(|| Filter {
+            grant: self.grant.clone(),
+            issuer: self.issuer.clone(),
+            claims: self.claims.clone(),
+            ended: self.ended,
+            before: None,
+        })
+    }
+}
+
+async fn named(app: &App, ids: &[LeaseId]) -> Result<Vec<Lease>, Refused> {
     let mut leases = Vec::new();
-    for id in &selection.ids {
+    for id in ids {
         match app.store.lease(*id).await? {
             Some(lease) => leases.push(lease),
             None => return Err(Refused(StatusCode::NOT_FOUND, format!("there is no lease {id}"))),
         }
     }
-    if selection.all || selection.grant.is_some() || selection.issuer.is_some() || !selection.claims.is_empty() {
-        let filter = Filter {
-            grant: selection.grant.clone(),
-            issuer: selection.issuer.clone(),
-            claims: selection.claims.clone(),
-            ended: selection.ended,
-        };
-        leases.extend(app.store.leases(filter, selection.limit.unwrap_or(MOST).min(MOST)).await?);
-    }
     Ok(leases)
 }
 
 async fn list(State(app): State<Arc<App>>, Json(selection): Json<Selection>) -> Result<Json<Listing>, Refused> {
-    let leases = selected(&app, &selection).await?.iter().map(LeaseView::of).collect();
-    Ok(Json(Listing { leases, ..Listing::default() }))
+    let mut leases = named(&app, &selection.ids).await?;
+    let mut left_out = None;
+    if let Some(filter) = selection.filter() {
+        let limit = selection.limit.unwrap_or(MOST).min(MOST);
+        // One more, to see whether there is one.
+        let mut found = app.store.leases(filter, limit + 1).await?;
+        left_out = (found.len() > limit).then(|| format!("there are older ones than these {limit}"));
+        found.truncate(limit);
+        leases.extend(found);
+    }
+    Ok(Json(Listing { leases: leases.iter().map(LeaseView::of).collect(), left_out, unrecorded: None }))
 }
 
 async fn revoke(
@@ -281,32 +299,72 @@ async fn revoke(
     ConnectInfo(peer): ConnectInfo<Peer>,
     Json(selection): Json<Selection>,
 ) -> Result<Json<Listing>, Refused> {
-    let mut leases = selected(&app, &selection).await?;
-    let mut unrecorded = None;
-    if !selection.dry_run && !leases.is_empty() {
-        let revocation = Revocation {
-            targets: Targets::Leases(leases.iter().map(Lease::id).collect()),
+    let mut taking = Taking::new(&app, selection.dry_run, peer.name());
+    taking.take(named(&app, &selection.ids).await?).await;
+    if let Some(mut filter) = selection.filter() {
+        loop {
+            let page = app.store.leases(filter.clone(), PAGE).await?;
+            let Some(oldest) = page.last() else { break };
+            filter.before = Some(oldest.id());
+            taking.take(page).await;
+        }
+    }
+    Ok(Json(taking.end().await))
+}
+
+/// A revocation, page by page: all is decided before a backend is waited for.
+struct Taking<'a> {
+    app: &'a App,
+    dry_run: bool,
+    decision: Revocation,
+    leases: Vec<Lease>,
+    /// Those that one answer does not show; the reaper comes for them by itself.
+    more: usize,
+    failure: Option<StoreError>,
+}
+
+impl<'a> Taking<'a> {
+    fn new(app: &'a App, dry_run: bool, actor: String) -> Self {
+        let decision = Revocation {
+            targets: Targets::Leases(Vec::new()),
             because: Ending::RevokedByAdmin,
             close_sessions: true,
             at: app.clock.now(),
-            actor: Some(peer.name()),
+            actor: Some(actor),
         };
-        leases = app.store.revoke(revocation.clone()).await.unwrap_or_else(|error| {
-            unrecorded = Some(format!(
+        Self { app, dry_run, decision, leases: Vec::new(), more: 0, failure: None }
+    }
+
+    async fn take(&mut self, mut page: Vec<Lease>) {
+        if !self.dry_run {
+            self.decision.targets = Targets::Leases(page.iter().map(Lease::id).collect());
+            page = self.app.store.revoke(self.decision.clone()).await.unwrap_or_else(|error| {
+                self.failure = Some(error);
+                self.app.reaper.decide(page, &self.decision)
+            });
+        }
+        let room = MOST.saturating_sub(self.leases.len());
+        self.more += page.len().saturating_sub(room);
+        self.leases.extend(page.into_iter().take(room));
+    }
+
+    async fn end(self) -> Listing {
+        let mut leases: Vec<LeaseView> = self.leases.iter().map(LeaseView::of).collect();
+        if !self.dry_run {
+            for (view, state) in leases.iter_mut().zip(self.app.reaper.take_back(self.leases).await) {
+                view.state = state;
+            }
+        }
+        let left_out = (self.more > 0).then(|| format!("so are {} older ones, which are not shown", self.more));
+        let unrecorded = self.failure.map(|error| {
+            format!(
                 "the store cannot record that they are taken back ({error}): the backends were asked all the same. The \
                  record follows, and their sessions are closed, when the store can be written; do it again if the \
                  server is restarted before"
-            ));
-            app.reaper.decide(leases, &revocation)
+            )
         });
+        Listing { leases, left_out, unrecorded }
     }
-    let mut views: Vec<LeaseView> = leases.iter().map(LeaseView::of).collect();
-    if !selection.dry_run {
-        for (view, state) in views.iter_mut().zip(app.reaper.take_back(leases).await) {
-            view.state = state;
-        }
-    }
-    Ok(Json(Listing { leases: views, unrecorded }))
 }
 
 async fn decision(

@@ -586,6 +586,8 @@ async fn listings(w: &mut World) {
     for (filter, expected) in [
         (Filter::default(), vec![second]),
         (Filter { ended: true, ..Filter::default() }, vec![second, first]),
+        (Filter { ended: true, before: Some(second), ..Filter::default() }, vec![first]),
+        (Filter { ended: true, before: Some(first), ..Filter::default() }, vec![]),
         (Filter { grant: grant("deploy-prod"), ..Filter::default() }, vec![second]),
         (Filter { grant: grant("other"), ended: true, ..Filter::default() }, vec![]),
         (Filter { issuer: issuer("github"), ..Filter::default() }, vec![second]),

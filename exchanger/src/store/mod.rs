@@ -219,6 +219,8 @@ pub struct Filter {
     pub claims: Vec<(String, String)>,
     /// Ended ones too.
     pub ended: bool,
+    /// Only older ones than this.
+    pub before: Option<LeaseId>,
 }
 
 /// What repeats of an audit entry within a minute are folded by.

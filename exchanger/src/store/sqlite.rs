@@ -327,13 +327,14 @@ impl Store for SqliteStore {
         Box::pin(self.read(move |conn| {
             let sql = format!(
                 "SELECT {} FROM leases WHERE (?1 OR state < 4) AND (?2 IS NULL OR \"grant\" = ?2) AND \
-                 (?3 IS NULL OR issuer = ?3) ORDER BY id DESC",
+                 (?3 IS NULL OR issuer = ?3) AND id < ?4 ORDER BY id DESC",
                 rows::LEASE
             );
             let (grant, issuer) =
                 (filter.grant.as_ref().map(|g| g.as_str()), filter.issuer.as_ref().map(|i| i.as_str()));
             let mut statement = conn.prepare_cached(&sql)?;
-            let mut found = statement.query(params![filter.ended, grant, issuer])?;
+            let before = filter.before.map_or([0xff; 16], |id| *id.as_bytes());
+            let mut found = statement.query(params![filter.ended, grant, issuer, before])?;
             let mut leases = Vec::new();
             while leases.len() < limit
                 && let Some(row) = found.next()?
