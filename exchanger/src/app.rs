@@ -325,6 +325,7 @@ pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, Sta
     let (stop_streams, streams_stopped) = watch::channel(false);
     let signer: Arc<dyn Sign> = Arc::clone(&app.keys) as Arc<dyn Sign>;
     let streams = audit::stream(&config.audit, &app.store, &signer, &app.clock, &streams_stopped)
+        .await
         .map_err(io("audit".to_owned()))?;
 
     allow_files(config.bounds.connections.get());

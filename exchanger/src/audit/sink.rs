@@ -50,11 +50,12 @@ pub struct StreamSettings {
     pub head_file: Option<PathBuf>,
 }
 
-/// Starts the streams. Each ends, with a last head, when `stop` becomes true.
+/// Starts the streams. Each ends, with a last head, when `stop` becomes true. From now on the store keeps
+/// entries for these streams, and for no other one.
 ///
 /// # Errors
 /// When a file cannot be opened for writing.
-pub fn stream(
+pub async fn stream(
     settings: &StreamSettings,
     store: &Arc<dyn Store>,
     keys: &Arc<dyn Sign>,
@@ -71,6 +72,11 @@ pub fn stream(
     if let Some(path) = &settings.head_file {
         targets.push(Target::Head(path.clone()));
     }
+    // A head follows the store, and has nothing to catch up with.
+    let behind = targets.iter().filter(|target| !matches!(target, Target::Head(_))).map(Target::name);
+    if let Err(error) = store.keep_for_streams(behind.collect()).await {
+        tracing::warn!(%error, "the store does not know which audit streams there are: it may keep entries for longer");
+    }
     let start = |target| {
         let (store, keys, clock, stop) = (store.clone(), keys.clone(), clock.clone(), stop.clone());
         let stream = Stream { target, store, keys, clock, runtime: Handle::current(), stop, saved: Link::START };
@@ -83,6 +89,17 @@ enum Target {
     File(LogFile),
     Stdout,
     Head(PathBuf),
+}
+
+impl Target {
+    /// The stream's name in the store.
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::File(_) => "file",
+            Self::Stdout => "stdout",
+            Self::Head(_) => "head",
+        }
+    }
 }
 
 struct Stream {
@@ -121,13 +138,8 @@ impl Stream {
         }))
     }
 
-    /// The stream's name in the store.
     fn name(&self) -> &'static str {
-        match self.target {
-            Target::File(_) => "file",
-            Target::Stdout => "stdout",
-            Target::Head(_) => "head",
-        }
+        self.target.name()
     }
 
     fn run(mut self) {
@@ -397,13 +409,14 @@ mod tests {
             self.directory.path().join(name)
         }
 
-        fn start(&mut self) {
+        async fn start(&mut self) {
             let (file, head_file) = (Some(self.path("audit.jsonl")), Some(self.path("head.json")));
             let settings = StreamSettings { file, stdout: false, head_file };
             let keys: Arc<dyn Sign> = Arc::new(Key);
             let clock: Arc<dyn Clock> = Arc::new(self.clock.clone());
             self.stop.send_replace(false);
-            self.streams = stream(&settings, &self.store, &keys, &clock, &self.stop.subscribe()).expect("starts");
+            let streams = stream(&settings, &self.store, &keys, &clock, &self.stop.subscribe()).await;
+            self.streams = streams.expect("starts");
         }
 
         async fn stop(&mut self) {
@@ -441,9 +454,12 @@ mod tests {
     #[tokio::test]
     async fn streams_go_on_where_they_were() {
         let mut world = World::new();
+        world.store.set_streamed("stdout".to_owned(), 1).await.expect("writes");
         world.record(3).await;
-        world.start();
+        world.start().await;
         world.record(2).await;
+        let gone = world.store.streamed("stdout".to_owned()).await.expect("reads");
+        assert_eq!(gone, None, "entries are kept for no stream that is gone");
         world.wait_for("audit.jsonl", "five entries", |log| log.lines().count() == 5).await;
         world.clock.advance(HEAD_INTERVAL);
         world.wait_for("audit.jsonl", "a head after a minute", |log| log.contains("{\"head\":{\"seq\":5,")).await;
@@ -462,7 +478,7 @@ mod tests {
         let cut = log.lines().take(4).collect::<Vec<_>>().join("\n");
         fs::write(world.path("audit.jsonl"), format!("{cut}\n{}", &log[..50])).expect("writes");
         world.record(1).await;
-        world.start();
+        world.start().await;
         world.stop().await;
         world.passes(&world.read("audit.jsonl"), 7);
     }
@@ -471,7 +487,7 @@ mod tests {
     async fn a_rotated_file_is_followed() {
         let mut world = World::new();
         world.record(1).await;
-        world.start();
+        world.start().await;
         world.wait_for("audit.jsonl", "the first entry", |log| log.lines().count() == 1).await;
         fs::rename(world.path("audit.jsonl"), world.path("audit.1")).expect("moves");
         world.wait_for("audit.1", "the new file is there", |_| world.path("audit.jsonl").exists()).await;
@@ -483,7 +499,7 @@ mod tests {
         // Rotated while the server was down.
         fs::rename(world.path("audit.jsonl"), world.path("audit.2")).expect("moves");
         world.record(1).await;
-        world.start();
+        world.start().await;
         world.stop().await;
         world.passes(&(old + &world.read("audit.2") + &world.read("audit.jsonl")), 3);
     }
@@ -494,7 +510,8 @@ mod tests {
         fs::create_dir(world.path("logs")).expect("makes");
         let settings = StreamSettings { file: Some(world.path("logs/a")), ..StreamSettings::default() };
         let (keys, clock): (Arc<dyn Sign>, Arc<dyn Clock>) = (Arc::new(Key), Arc::new(world.clock.clone()));
-        world.streams = stream(&settings, &world.store, &keys, &clock, &world.stop.subscribe()).expect("starts");
+        let streams = stream(&settings, &world.store, &keys, &clock, &world.stop.subscribe()).await;
+        world.streams = streams.expect("starts");
         fs::rename(world.path("logs"), world.path("gone")).expect("moves");
         world.record(3).await;
         fs::create_dir(world.path("logs")).expect("makes");

@@ -346,6 +346,9 @@ pub trait Store: Send + Sync {
     /// The number of the last entry that a stream of the audit log is known to have written.
     fn streamed(&self, stream: String) -> Answer<'_, Option<u64>>;
 
+    /// From now on entries are kept until these streams wrote them, and for no other stream.
+    fn keep_for_streams(&self, streams: Vec<&'static str>) -> Answer<'_, ()>;
+
     /// See [`Store::streamed`].
     fn set_streamed(&self, stream: String, seq: u64) -> Answer<'_, ()>;
 

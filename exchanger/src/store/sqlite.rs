@@ -419,6 +419,10 @@ impl Store for SqliteStore {
         }))
     }
 
+    fn keep_for_streams(&self, streams: Vec<&'static str>) -> Answer<'_, ()> {
+        Box::pin(self.writer.write(move |tx| verbs::keep_for_streams(tx, &streams)))
+    }
+
     fn set_streamed(&self, stream: String, seq: u64) -> Answer<'_, ()> {
         Box::pin(self.writer.write(move |tx| {
             let sql = "INSERT OR REPLACE INTO progress VALUES (?1, ?2)";

@@ -213,6 +213,23 @@ pub(super) fn freezes(conn: &Connection) -> Result<Freezes, Fault> {
     Ok(freezes)
 }
 
+/// Forgets streams that are gone, and has [`prune`] wait for those that are new.
+pub(super) fn keep_for_streams(tx: &Transaction<'_>, streams: &[&'static str]) -> Result<(), Fault> {
+    let rows: Vec<String> = streams.iter().map(|stream| format!("stream:{stream}")).collect();
+    let known = {
+        let mut statement = tx.conn.prepare("SELECT name FROM progress WHERE name LIKE 'stream:%'")?;
+        let names = statement.query_map([], |row| row.get::<_, String>(0))?;
+        names.collect::<Result<Vec<_>, _>>()?
+    };
+    for gone in known.iter().filter(|name| !rows.contains(name)) {
+        tx.conn.execute("DELETE FROM progress WHERE name = ?1", [gone])?;
+    }
+    for new in rows.iter().filter(|name| !known.contains(name)) {
+        tx.conn.execute("INSERT INTO progress VALUES (?1, 0)", [new])?;
+    }
+    Ok(())
+}
+
 /// Rows that one step of [`prune`] looks at, per table.
 const PRUNE_STEP: usize = 1000;
 
