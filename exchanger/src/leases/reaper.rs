@@ -11,7 +11,7 @@ use crate::{
     clock::{Clock, Timestamp},
     store::{Revocation, Store, StoreError, Targets},
 };
-use futures_util::{StreamExt as _, stream};
+use futures_util::{StreamExt as _, future::join_all, stream};
 use jobpass_protocol::{BackendName, LeaseId};
 use std::{
     collections::{HashMap, HashSet},
@@ -37,6 +37,8 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// The wait while the store cannot be read or written, or nothing moves.
 const STORE_WAIT: Duration = Duration::from_secs(1);
+/// Leases that the store is told of at once, when it can be told.
+const TOLD_AT_ONCE: usize = 64;
 /// How often it looks at what is due when nothing tells it to.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a caller of [`Reaper::take_back`] waits for backends.
@@ -124,23 +126,20 @@ impl Reaper {
             let now = self.clock.now();
             // Leases that were opened meanwhile are not announced: the agenda is looked at every second.
             let mut wake = now + LOOK;
-            match self.store.agenda().await {
-                Ok(agenda) => {
-                    for (backend, due) in agenda {
-                        // `None`: a lane is at it, and says when it is through.
-                        match working.get(&backend) {
-                            Some(None) => {}
-                            Some(Some(rest)) if !rest.is_over(now, STORE_WAIT) => wake = wake.min(*rest),
-                            _ if due > now => wake = wake.min(due),
-                            _ => {
-                                working.insert(backend.clone(), None);
-                                lanes.spawn(Arc::clone(&self).work(backend, stop.clone()));
-                            }
-                        }
+            let agenda = self.store.agenda().await.unwrap_or_else(|error| {
+                tracing::error!(%error, "the reaper cannot read which leases are due; it goes on with those it knows");
+                Vec::new()
+            });
+            for (backend, due) in agenda.into_iter().chain(self.unrecorded_agenda()) {
+                // `None`: a lane is at it, and says when it is through.
+                match working.get(&backend) {
+                    Some(None) => {}
+                    Some(Some(rest)) if !rest.is_over(now, STORE_WAIT) => wake = wake.min(*rest),
+                    _ if due > now => wake = wake.min(due),
+                    _ => {
+                        working.insert(backend.clone(), None);
+                        lanes.spawn(Arc::clone(&self).work(backend, stop.clone()));
                     }
-                }
-                Err(error) => {
-                    tracing::error!(%error, "the reaper cannot read which leases are due; it goes on with those it knows");
                 }
             }
             tokio::select! {
@@ -225,9 +224,15 @@ impl Reaper {
         if ended > 0 {
             return Ok(Round::Moved);
         }
-        let due = self.store.due(backend.clone(), self.clock.now(), ROUND).await?;
+        let now = self.clock.now();
+        // The store lists those that it was not told of where it has them, which may be first.
+        let (mut due, known) = self.unrecorded_due(backend, now);
+        let listed = self.store.due(backend.clone(), now, ROUND + known.len()).await;
+        let unread =
+            listed.map(|listed| due.extend(listed.into_iter().filter(|lease| !known.contains(&lease.id)))).err();
         if due.is_empty() {
-            return Ok(Round::Done);
+            // What the store still lists is done, and stays listed until it is told.
+            return unread.map_or(Ok(if known.is_empty() { Round::Done } else { Round::Stuck }), Err);
         }
         let unreachable = due.iter().filter(|lease| !ends_by_itself(lease) && self.remote(lease).is_none()).count();
         if unreachable > 0 {
@@ -244,14 +249,36 @@ impl Reaper {
             .filter(|(_, moved)| std::future::ready(*moved))
             .count()
             .await;
-        Ok(if moved > 0 { Round::Moved } else { Round::Stuck })
+        match unread {
+            Some(error) => Err(error),
+            None if moved > 0 => Ok(Round::Moved),
+            None => Ok(Round::Stuck),
+        }
+    }
+
+    /// Of each lease that the store does not know of as it is, where it is and when it is to be looked at.
+    fn unrecorded_agenda(&self) -> Vec<(BackendName, Timestamp)> {
+        let unrecorded = lock(&self.unrecorded);
+        let due = |known: &Unrecorded| Some((known.lease.placement.backend.clone(), known.due_at()?));
+        unrecorded.values().filter_map(due).collect()
+    }
+
+    /// Of one backend's leases that the store does not know of as they are: those to be looked at now, and
+    /// those that the store would have looked at.
+    fn unrecorded_due(&self, backend: &BackendName, now: Timestamp) -> (Vec<Lease>, HashSet<LeaseId>) {
+        let is_due = |at: Option<Timestamp>| at.is_some_and(|at| at <= now);
+        let unrecorded = lock(&self.unrecorded);
+        let here = || unrecorded.values().filter(|known| known.lease.placement.backend == *backend);
+        let due = here().filter(|known| is_due(known.due_at())).take(ROUND).map(Unrecorded::as_it_is).collect();
+        let listed = here().filter(|known| is_due(known.lease.state.due_at())).map(|known| known.lease.id).collect();
+        (due, listed)
     }
 
     /// Does what one lease needs now: where it stands after that, and whether the store knows of a change.
     async fn process(&self, mut lease: Lease) -> (State, bool) {
         let Some(_busy) = Busy::start(&self.busy, lease.id) else { return (lease.state, false) };
         if let Some(known) = lock(&self.unrecorded).get(&lease.id) {
-            lease = Lease { state: known.now.clone(), ..known.lease.clone() };
+            lease = known.as_it_is();
         }
         let now = self.clock.now();
         if lease.state.due_at().is_none_or(|at| at > now) || ends_by_itself(&lease) {
@@ -332,15 +359,20 @@ impl Reaper {
         let known = unrecorded.entry(lease.id).or_insert_with(|| Unrecorded::of(lease.clone()));
         known.now = next;
         known.entry = entry.or_else(|| known.entry.take());
+        if let (Some(entry), Some(decision)) = (&mut known.entry, &known.decision) {
+            entry.actor.clone_from(&decision.actor);
+        }
     }
 
-    /// Goes on with what the store does not know of yet, and tells it.
+    /// Tells the store what it does not know of yet: of one lease first, to see whether it can be told.
     async fn settle(&self) {
-        let waiting: Vec<Lease> = lock(&self.unrecorded).values().map(|known| known.lease.clone()).collect();
-        for lease in waiting {
-            let id = lease.id;
-            self.process(lease).await;
-            self.tell(id).await;
+        let waiting: Vec<LeaseId> = lock(&self.unrecorded).keys().copied().collect();
+        let (first, rest) = waiting.split_at(waiting.len().min(1));
+        for leases in std::iter::once(first).chain(rest.chunks(TOLD_AT_ONCE)) {
+            let told = join_all(leases.iter().map(|lease| self.tell(*lease))).await;
+            if told.contains(&false) {
+                return;
+            }
         }
     }
 
@@ -375,6 +407,15 @@ impl Unrecorded {
     fn of(lease: Lease) -> Self {
         let now = lease.state.clone();
         Self { lease, now, entry: None, decision: None }
+    }
+
+    fn as_it_is(&self) -> Lease {
+        Lease { state: self.now.clone(), ..self.lease.clone() }
+    }
+
+    /// When its backend is to be asked.
+    fn due_at(&self) -> Option<Timestamp> {
+        matches!(self.now, State::Revoking { .. }).then(|| self.now.due_at()).flatten()
     }
 }
 

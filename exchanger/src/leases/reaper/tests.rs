@@ -125,6 +125,11 @@ async fn open(world: &World, backend: &str, state: State, revocability: Revocabi
     lease
 }
 
+fn decision(world: &World, because: Ending) -> Revocation {
+    let targets = Targets::Leases(Vec::new());
+    Revocation { targets, because, close_sessions: true, at: world.now(), actor: None }
+}
+
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let start = time::Instant::now();
     while !holds().await {
@@ -279,6 +284,62 @@ async fn without_its_backend_a_lease_never_ends() {
     running.await.expect("it stops");
 }
 
+/// A store that is open already.
+struct Given(Arc<SqliteStore>);
+
+impl Place for Given {
+    fn open(&self, _: Arc<dyn Clock>) -> Arc<dyn Store> {
+        self.0.clone()
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_hides_no_lease_and_no_backend() {
+    let (directory, mut world) = (tempfile::tempdir().expect("a directory"), world());
+    let claim = Claim::new(&directory.path().join("jobpass.db")).expect("nobody else has it");
+    let options = SqliteOptions { reserve_bytes: 0, ..SqliteOptions::default() };
+    let store = SqliteStore::open(claim, options, Arc::new(world.clock.clone())).expect("opens");
+    (world.store, world.place) = (store.clone(), Box::new(Given(store.clone())));
+    let (silent, ready) = (Remote::new([Meets::Silence]), Remote::new([Meets::Gone]));
+    let reaper = reaper(&world, &[("silent", &silent), ("ready", &ready)]);
+    let (mut hanging, mut leases) = (Vec::new(), Vec::new());
+    for _ in 0..ROUND {
+        hanging.push(open(&world, "silent", world.active(), Revocability::ByName).await);
+    }
+    // More than are read at once.
+    for _ in 0..ROUND + 100 {
+        leases.push(open(&world, "ready", world.active(), Revocability::ByName).await);
+    }
+    let revoked = leases[ROUND].id();
+    let asked = |lease: &Lease| lock(&ready.asked).contains(&lease.id());
+
+    store.meddle("PRAGMA max_page_count = 1").await;
+    hanging.push(leases[ROUND].clone());
+    let decision = decision(&world, Ending::RevokedByAdmin);
+    assert_eq!(reaper.decide(hanging, &decision).len(), ROUND + 1);
+    let stop = watch::Sender::new(false);
+    let running = tokio::spawn(Arc::clone(&reaper).run(stop.subscribe()));
+    until("what is decided is done at the other backend", async || asked(&leases[ROUND])).await;
+    assert!(lock(&silent.asked).len() < ROUND, "the silent one is far from through");
+    world.clock.advance(TTL);
+    let all = async || {
+        world.clock.advance(STORE_WAIT);
+        leases.iter().all(asked)
+    };
+    until("what expires is taken back, however much it is", all).await;
+
+    store.meddle("PRAGMA max_page_count = 1000000").await;
+    let over = async || {
+        world.clock.advance(STORE_WAIT);
+        ended(&world, &leases[0]).await && ended(&world, &leases[ROUND + 99]).await
+    };
+    until("and recorded", over).await;
+    let by_admin = async || matches!(world.state(revoked).await, State::Ended { how: Ending::RevokedByAdmin, .. });
+    until("with its reason", by_admin).await;
+    stop.send_replace(true);
+    running.await.expect("it stops");
+}
+
 #[tokio::test]
 async fn revocation_goes_on_while_the_store_cannot_be_written() {
     let place = Directory(tempfile::tempdir().expect("a directory"));
@@ -297,14 +358,7 @@ async fn revocation_goes_on_while_the_store_cannot_be_written() {
     let running = tokio::spawn(Arc::clone(&reaper).run(stop.subscribe()));
     until("the system is asked all the same", async || asked() == 1).await;
     // A decision that the store could not take, and a system that is down.
-    let decision = Revocation {
-        targets: Targets::Family(given_back.id()),
-        because: Ending::Revoked,
-        close_sessions: true,
-        at: world.now(),
-        actor: None,
-    };
-    let decided = reaper.decide(vec![given_back.clone()], &decision);
+    let decided = reaper.decide(vec![given_back.clone()], &decision(&world, Ending::Revoked));
     assert!(matches!(reaper.take_back(decided).await[..], [State::Revoking { attempts: 1, .. }]));
     assert_eq!(asked(), 2, "the system is asked at once");
     for lease in [&expired, &given_back] {

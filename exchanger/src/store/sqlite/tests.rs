@@ -28,11 +28,17 @@ impl File {
         SqliteStore::open(Claim::new(&self.directory.path().join("jobpass.db"))?, options, clock)
     }
 
-    /// Runs a statement on the writer's own connection, outside of what any verb would do.
     async fn meddle(&self, sql: &'static str) {
-        let work = move |tx: &mut Transaction<'_>| -> Result<(), Fault> { Ok(tx.conn.execute_batch(sql)?) };
         let store = self.last.lock().expect("lock").clone().expect("is open");
-        store.writer.write(work).await.expect("runs");
+        store.meddle(sql).await;
+    }
+}
+
+impl SqliteStore {
+    /// Runs a statement on the writer's own connection, outside of what any verb would do.
+    pub(crate) async fn meddle(&self, sql: &'static str) {
+        let work = move |tx: &mut Transaction<'_>| -> Result<(), Fault> { Ok(tx.conn.execute_batch(sql)?) };
+        self.writer.write(work).await.expect("runs");
     }
 }
 
