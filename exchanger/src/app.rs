@@ -23,7 +23,7 @@ use futures_util::future::join_all;
 use governor::{Quota, RateLimiter, clock::QuantaClock, state::keyed::DashMapStateStore};
 use jobpass_policy::{Claims, Freezes};
 use jobpass_protocol::{DecisionId, IssuerName, LeaseHandle, LeaseId};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, geteuid, getrlimit, setrlimit};
 use std::{
     io,
     net::SocketAddr,
@@ -88,6 +88,14 @@ pub enum StartError {
         what: String,
         /// Why.
         source: io::Error,
+    },
+    /// Others can change the state.
+    #[error("state_dir: {} {why}", directory.display())]
+    OpenToOthers {
+        /// The state directory.
+        directory: PathBuf,
+        /// How, and the cure.
+        why: String,
     },
     /// The store cannot be opened.
     #[error(transparent)]
@@ -168,11 +176,25 @@ impl App {
 /// Makes the state directory if it is not there, for its owner alone.
 ///
 /// # Errors
-/// When it cannot be made.
+/// When it cannot be made, or others than the server's user and root can change what is in it.
 pub fn prepare_state_dir(directory: &Path) -> Result<(), StartError> {
-    use std::os::unix::fs::DirBuilderExt as _;
+    use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
-    made.map_err(|source| StartError::Io { what: format!("state_dir: {}", directory.display()), source })
+    let metadata = made.and_then(|()| std::fs::metadata(directory));
+    let metadata =
+        metadata.map_err(|source| StartError::Io { what: format!("state_dir: {}", directory.display()), source })?;
+    let (own, owner, mode) = (geteuid().as_raw(), metadata.uid(), metadata.mode() & 0o7777);
+    let why = if owner != own && owner != 0 {
+        format!("belongs to the user {owner}: `chown {own}` it, or run the server as that user")
+    } else if mode & 0o022 != 0 {
+        format!(
+            "can be written by others (mode {mode:o}): `chmod go-w` it, or name a directory in it, which is then \
+             made for the server alone"
+        )
+    } else {
+        return Ok(());
+    };
+    Err(StartError::OpenToOthers { directory: directory.to_owned(), why })
 }
 
 /// What a check of config and policies found.

@@ -7,7 +7,14 @@ use jobpass_exchanger::{
 };
 use jobpass_tests::world::{Setting, World, session};
 use rusqlite::Connection;
-use std::{collections::BTreeSet, fs, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs::{self, Permissions},
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 /// What the store answers while it cannot write.
 const RETRY: Option<&str> = Some("5");
@@ -67,6 +74,25 @@ async fn a_second_server_changes_nothing() {
     let refused = app::start(config, Arc::new(world.clock.clone())).await.err().expect("is refused").to_string();
     assert!(refused.contains("another server is running"), "{refused}");
     assert_eq!((listed(&world.state()), listed(&keys)), before);
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_others_can_change_is_refused() {
+    let mut world = World::start().await;
+    world.stop_server().await;
+    for (mode, says) in [(0o777, Some("chmod go-w")), (0o770, Some("chmod go-w")), (0o755, None), (0o700, None)] {
+        fs::set_permissions(world.state(), Permissions::from_mode(mode)).expect("it is ours");
+        let refused = world.start_server().await.err().map(|error| error.to_string());
+        assert_eq!(refused.is_some(), says.is_some(), "{mode:o}: {refused:?}");
+        assert!(refused.unwrap_or_default().contains(says.unwrap_or_default()), "{mode:o}");
+        world.stop_server().await;
+    }
+    if rustix::process::geteuid().is_root() {
+        chown(world.state(), Some(65534), None).expect("root may");
+        let refused = world.start_server().await.expect_err("it is another user's").to_string();
+        assert!(refused.contains("chown 0"), "{refused}");
+    }
     world.close().await;
 }
 

@@ -4,8 +4,11 @@ use super::env::Env;
 use jobpass_protocol::Secret;
 use serde::{Deserialize, Serialize};
 use std::{
+    collections::BTreeSet,
     fmt,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 /// Where a secret is: `file:/path`, `env:NAME`, or `credential:NAME` (systemd's
@@ -99,7 +102,10 @@ impl SecretRef {
             Self::Env(name) => {
                 return env.var(name).map(Secret::from).ok_or_else(|| SecretError::Absent(self.clone()));
             }
-            Self::File(path) => path.clone(),
+            Self::File(path) => {
+                tell_if_exposed(path);
+                path.clone()
+            }
             Self::Credential(name) => {
                 let directory = env.var("CREDENTIALS_DIRECTORY").ok_or_else(|| SecretError::Absent(self.clone()))?;
                 PathBuf::from(directory).join(name)
@@ -116,6 +122,18 @@ impl SecretRef {
         }
         if text.is_empty() { Err(SecretError::NotText(self.clone())) } else { Ok(Secret::new(text)) }
     }
+}
+
+/// Says once of each file, which may be read again and again, that everybody can read it.
+fn tell_if_exposed(path: &Path) {
+    static TOLD: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    if is_exposed(path) && TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned()) {
+        tracing::warn!(path = %path.display(), "every user of this machine can read this secret: `chmod o-r` it");
+    }
+}
+
+fn is_exposed(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
 }
 
 #[cfg(test)]
@@ -139,6 +157,16 @@ mod tests {
                 assert!(!error.to_string().contains("hunter2"), "a secret given by mistake is not echoed");
             }
         }
+    }
+
+    #[test]
+    fn files_that_everybody_can_read() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        for (mode, exposed) in [(0o600, false), (0o640, false), (0o644, true), (0o604, true)] {
+            std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).expect("it is ours");
+            assert_eq!(is_exposed(file.path()), exposed, "{mode:o}");
+        }
+        assert!(!is_exposed(Path::new("/nonexistent")));
     }
 
     #[test]
