@@ -2,11 +2,14 @@
 //! tests/mutants.
 
 use jobpass_exchanger::{
+    admin::Admin,
     app,
     config::{Config, Env},
+    http::admin::{FreezeRequest, Selection},
 };
 use jobpass_tests::world::{Setting, World, session};
 use rusqlite::Connection;
+use serde_json::Value;
 use std::{
     collections::BTreeSet,
     fs::{self, Permissions},
@@ -54,6 +57,43 @@ async fn without_space_nothing_is_issued_and_everything_is_taken_back() {
     assert_eq!(world.ledger.keys().len(), 1, "nothing was made");
     world.revoke(&held.handle()).await.granted();
     world.until_keys(0).await;
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_store_everything_is_taken_back() {
+    let world = World::start().await;
+    let admin = Admin::of(&world.state()).expect("a client");
+    let renewed = world.renew(&world.issue("ledger").await.handle(), &[]).await.granted();
+    world.issue("ledger").await;
+    world.until_keys(3).await;
+    let store = Connection::open(world.state().join("jobpass.db")).expect("the store");
+    store.execute_batch("BEGIN IMMEDIATE").expect("nobody else writes");
+
+    let told = world.revoke(&renewed.handle()).await.refused(503, "temporarily_unavailable");
+    assert!(told.text.contains("cannot record"), "{}", told.text);
+    world.until_keys(1).await; // the whole family's are gone
+    let revoked = admin.revoke(&Selection { all: true, ..Selection::default() }).await.expect("revokes");
+    assert!(revoked.unrecorded.is_some_and(|why| why.contains("cannot record")));
+    world.until_keys(0).await;
+    let freeze = FreezeRequest { issuer: None, grant: None, reason: Some("incident 10".to_owned()) };
+    let frozen = admin.freeze(&freeze).await.expect("freezes");
+    assert!(frozen.all.is_some() && frozen.unrecorded.is_some_and(|why| why.contains("until the server is restarted")));
+
+    store.execute_batch("ROLLBACK").expect("it was held");
+    world.exchange(&world.token(), "id", &[]).await.refused(400, "invalid_target");
+    let recorded = async || {
+        world.app().reaper.nudge();
+        world.advance(Duration::from_secs(1));
+        world.leases().await.iter().all(|lease| lease.state.name() == "ended")
+    };
+    world.until("it is recorded", recorded).await;
+    let ended = |how: &str, by: bool| {
+        let fits = |line: &Value| line["entry"]["reason"] == how && line["entry"]["actor"].is_string() == by;
+        world.audit().iter().filter(|line| fits(line) && line["entry"]["event"] == "ended").count()
+    };
+    let told = async || (ended("revoked", false), ended("revoked_by_admin", true)) == (2, 1);
+    world.until("with its reason, and who it was", told).await;
     world.close().await;
 }
 
@@ -166,8 +206,8 @@ async fn knowing_an_id_takes_nothing_back() {
 async fn a_frozen_issuer_renews_nothing() {
     let world = World::of(Setting::default()).await;
     let handle = world.issue("ledger").await.handle();
-    let admin = jobpass_exchanger::admin::Admin::of(&world.state()).expect("a client");
-    let freeze = jobpass_exchanger::http::admin::FreezeRequest {
+    let admin = Admin::of(&world.state()).expect("a client");
+    let freeze = FreezeRequest {
         issuer: Some("ci".parse().expect("a name")),
         grant: None,
         reason: Some("incident 9".to_owned()),
