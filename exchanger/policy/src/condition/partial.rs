@@ -52,11 +52,11 @@ fn outcomes(expr: &IdedExpr, known: &Known) -> Outcomes {
         (op::GREATER, _, [left, right]) => compared(left, right, known, |a, b| number(a) > number(b)),
         (op::GREATER_EQUALS, _, [left, right]) => compared(left, right, known, |a, b| number(a) >= number(b)),
         (op::IN, _, [item, list]) => match &list.expr {
-            // One after the other, as a chain of `==`.
-            Expr::List(list) => list.elements.iter().fold(NO, |before, element| {
-                let found = compared(item, element, known, |a, b| a == b);
-                swapped(both(swapped(before), swapped(found)))
-            }),
+            // The whole list comes first: an element that is an error makes all of it one.
+            Expr::List(list) => {
+                let found = |element| compared(item, element, known, |a, b| a == b);
+                list.elements.iter().map(found).fold(NO, either)
+            }
             _ => compared(
                 item,
                 list,
@@ -86,6 +86,12 @@ fn both(left: Outcomes, right: Outcomes) -> Outcomes {
             0
         };
     yes | can(NO) | error
+}
+
+/// One of the two, where neither may be an error.
+fn either(left: Outcomes, right: Outcomes) -> Outcomes {
+    let one = |yes: Outcomes, other: Outcomes| if other & (YES | NO) != 0 { yes & YES } else { 0 };
+    one(left, right) | one(right, left) | (left & right & NO) | ((left | right) & ERROR)
 }
 
 fn branches(asked: Outcomes, yes: impl Fn() -> Outcomes, no: impl Fn() -> Outcomes) -> Outcomes {
@@ -181,6 +187,9 @@ mod tests {
             (r#"claims.ref in ["a", "b"]"#, "ref", text("c"), false),
             (r#"claims.ref in ["a", claims.ref]"#, "ref", text("c"), true),
             (r#"claims.ref in ["a", claims.actor]"#, "ref", text("c"), true),
+            (r#""a" in ["a", claims.ref]"#, "ref", text("c"), true),
+            (r#""a" in ["a", claims.ref]"#, "ref", Held::Absent, false),
+            (r#""a" in ["b", claims.ref]"#, "ref", text("c"), false),
             (r#"claims.ref == (claims.actor == "b" ? claims.ref : "a")"#, "ref", text("c"), true),
             (r#"claims.ref == (claims.actor == "b" ? "b" : "a")"#, "ref", text("c"), false),
             (r#"claims.ref == "a" ? claims.actor == "b" : claims.ref == "c""#, "ref", text("d"), false),
