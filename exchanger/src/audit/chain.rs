@@ -6,7 +6,7 @@
 use aws_lc_rs::digest;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::Arc};
 
 const DOMAIN: &[u8] = b"jobpass audit chain, version 1\0";
 
@@ -46,7 +46,7 @@ pub struct Line {
     /// The hash of the entry before it.
     pub prev: [u8; 32],
     /// The entry, as JSON text.
-    pub entry: String,
+    pub entry: Arc<str>,
 }
 
 impl Line {
@@ -80,7 +80,7 @@ impl Line {
         let line = Self {
             link: Link { seq: wire.seq, hash: parse_hash(wire.hash)? },
             prev: parse_hash(wire.prev)?,
-            entry: wire.entry.get().to_owned(),
+            entry: wire.entry.get().into(),
         };
         (line.to_text() == text).then_some(line)
     }

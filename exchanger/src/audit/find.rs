@@ -43,7 +43,7 @@ pub async fn entries_of(store: &dyn Store, decision: DecisionId) -> Result<Vec<S
         let Some(end) = page.last() else { return Ok(found) };
         let is_over = when(end)? > made + DISORDER;
         before = end.link.seq;
-        found.extend(page.into_iter().map(|line| line.entry).filter(|entry| entry.contains(&name)));
+        found.extend(page.iter().filter(|line| line.entry.contains(&name)).map(|line| line.entry.to_string()));
         if is_over {
             return Ok(found);
         }

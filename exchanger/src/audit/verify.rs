@@ -312,7 +312,7 @@ mod tests {
             let entry = serde_json::to_string(&entry).expect("an entry");
             let next = link.next(&entry);
             let prev = std::mem::replace(&mut link, next);
-            Line { link, prev: prev.hash, entry }
+            Line { link, prev: prev.hash, entry: entry.into() }
         });
         entries.collect()
     }
@@ -327,7 +327,7 @@ mod tests {
     fn forge(line: &Line) -> String {
         let entry = line.entry.replace("denied", "issued");
         let link = Link { seq: line.link.seq - 1, hash: line.prev }.next(&entry);
-        Line { link, entry, ..line.clone() }.to_text()
+        Line { link, entry: entry.into(), ..line.clone() }.to_text()
     }
 
     #[test]

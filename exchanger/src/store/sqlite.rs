@@ -176,7 +176,7 @@ impl SqliteStore {
         let texts = Arc::new(Texts {
             claims: samples.pack(&format!("claims of {}", subject.issuer), &subject.claims),
             entry: samples.pack(&format!("entries about {}", subject.issuer), &body),
-            body,
+            body: body.into(),
         });
         let written = Arc::clone(&texts);
         let opened = self.writer.write(move |tx| verbs::open(tx, &opening, &texts)).await?;
@@ -357,7 +357,7 @@ impl Store for SqliteStore {
             let (at, body, packed) = self.shared.samples.pack_entry(&entry)?;
             let packed = Arc::new(packed);
             let text = Arc::clone(&packed);
-            let written = self.writer.write(move |tx| tx.append_text(at, body.clone(), &text)).await;
+            let written = self.writer.write(move |tx| tx.append_text(at, Arc::clone(&body), &text)).await;
             match (&written, first.flatten()) {
                 (Ok(()), _) => self.shared.samples.written(&packed),
                 (Err(_), Some(window)) => lock(&self.shared.folds).forget(&window),
@@ -400,7 +400,7 @@ impl Store for SqliteStore {
                     && link.seq > after
                     && lines.len() < limit
                 {
-                    lines.push(Line { link, prev, entry: row.get(2)? });
+                    lines.push(Line { link, prev, entry: row.get::<_, String>(2)?.into() });
                 }
                 prev = Some(link.hash);
             }

@@ -114,14 +114,14 @@ impl Samples {
     }
 
     /// An entry that belongs to no lease: its time, and it as JSON and packed.
-    pub(super) fn pack_entry(&self, entry: &Entry) -> Result<(Timestamp, String, Packed), Fault> {
+    pub(super) fn pack_entry(&self, entry: &Entry) -> Result<(Timestamp, Arc<str>, Packed), Fault> {
         let body = entry.to_json().map_err(super::rows::corrupt)?;
         let packed = match &entry.issuer {
             // Apart from those about leases: jobs that are denied have a say in what these look like.
             Some(issuer) => self.pack(&format!("entries without a lease, of {issuer}"), &body),
             None => Packed::plain(&body),
         };
-        Ok((entry.at, body, packed))
+        Ok((entry.at, body.into(), packed))
     }
 
     fn prefer(&self, kind: &str, sample: &Arc<Sample>) {

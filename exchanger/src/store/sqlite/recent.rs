@@ -47,7 +47,7 @@ mod tests {
     fn lines(from: &mut Link, entries: impl IntoIterator<Item = String>) -> Vec<Line> {
         let next = |entry: String| {
             let prev = std::mem::replace(from, from.next(&entry));
-            Line { link: *from, prev: prev.hash, entry }
+            Line { link: *from, prev: prev.hash, entry: entry.into() }
         };
         entries.into_iter().map(next).collect()
     }

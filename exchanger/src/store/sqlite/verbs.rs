@@ -19,6 +19,7 @@ use crate::{
 use jobpass_policy::Freezes;
 use jobpass_protocol::{BackendName, GrantName, IssuerName, LeaseId};
 use rusqlite::{Connection, OptionalExtension as _, params};
+use std::sync::Arc;
 use subtle::ConstantTimeEq as _;
 
 /// A spent handle is honoured once more.
@@ -29,7 +30,7 @@ pub(super) struct Texts {
     /// The lease's claims.
     pub(super) claims: Packed,
     /// The audit entry, which the chain covers as it is.
-    pub(super) body: String,
+    pub(super) body: Arc<str>,
     /// The audit entry.
     pub(super) entry: Packed,
 }
@@ -66,7 +67,7 @@ pub(super) fn open(tx: &mut Transaction<'_>, opening: &Opening, texts: &Texts) -
             rotate(tx, turn, rotation, child.id, &opening.handle)?
         }
     };
-    tx.append_text(opening.entry.at, texts.body.clone(), &texts.entry)?;
+    tx.append_text(opening.entry.at, Arc::clone(&texts.body), &texts.entry)?;
     let superseded = take_all_back(tx, superseded, Ending::Superseded, None)?;
     Ok(Opened::Yes { value: (), superseded })
 }

@@ -56,11 +56,11 @@ impl Transaction<'_> {
     pub(super) fn append(&mut self, entry: &Entry) -> Result<(), Fault> {
         let body = entry.to_json().map_err(super::rows::corrupt)?;
         let packed = Packed::plain(&body);
-        self.append_text(entry.at, body, &packed)
+        self.append_text(entry.at, body.into(), &packed)
     }
 
     /// Adds an entry that is JSON already, and packed, to the audit chain.
-    pub(super) fn append_text(&mut self, at: Timestamp, body: String, packed: &Packed) -> Result<(), Fault> {
+    pub(super) fn append_text(&mut self, at: Timestamp, body: Arc<str>, packed: &Packed) -> Result<(), Fault> {
         packed.write_sample(self.conn)?;
         let next = self.head.next(&body);
         let seq = i64::try_from(next.seq).map_err(super::rows::corrupt)?;
@@ -81,7 +81,8 @@ trait Job: Send {
 struct Verb<T, F> {
     work: F,
     done: Option<T>,
-    reply: oneshot::Sender<Result<T, StoreError>>,
+    /// The work goes back with the answer: its memory is freed where it was allocated, not on the one thread that writes.
+    reply: oneshot::Sender<(Result<T, StoreError>, F)>,
 }
 
 impl<T: Send, F: FnMut(&mut Transaction<'_>) -> Result<T, Fault> + Send> Job for Verb<T, F> {
@@ -91,12 +92,13 @@ impl<T: Send, F: FnMut(&mut Transaction<'_>) -> Result<T, Fault> + Send> Job for
     }
 
     fn finish(self: Box<Self>, failure: Option<StoreError>) {
-        let answer = match (failure, self.done) {
+        let Self { work, done, reply } = *self;
+        let answer = match (failure, done) {
             (None, Some(done)) => Ok(done),
             (failure, _) => Err(failure.unwrap_or_else(closed)),
         };
         // The asker may be gone; what was written stays.
-        let _ = self.reply.send(answer);
+        let _ = reply.send((answer, work));
     }
 }
 
@@ -194,7 +196,7 @@ impl Writer {
         let (reply, answer) = oneshot::channel();
         let verb = Verb { work, done: None, reply };
         self.0.send(Message::Job(Box::new(verb))).map_err(|_| closed())?;
-        answer.await.map_err(|_| closed())?
+        answer.await.map_err(|_| closed())?.0
     }
 
     /// Ends the thread after what was sent before.
