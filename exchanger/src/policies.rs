@@ -5,7 +5,7 @@
 
 use crate::{backends::Backends, telemetry::Metrics};
 use arc_swap::{ArcSwap, Guard};
-use jobpass_policy::{Compiled, Issuer, PolicySet, Severity, Source, compile};
+use jobpass_policy::{Compiled, Issuer, PolicySet, Severity, Source, compile, lint};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
@@ -156,12 +156,8 @@ impl Policies {
     }
 
     fn compile(&self, sources: &BTreeMap<PathBuf, Vec<Kept>>) -> Compiled {
-        let all: Vec<Source> = sources
-            .values()
-            .flatten()
-            .map(|kept| Source { path: kept.path.clone(), text: kept.text.clone() })
-            .collect();
-        compile(&all, &self.issuers, &self.backends)
+        let all = sources.values().flatten().map(|kept| Source { path: kept.path.clone(), text: kept.text.clone() });
+        compile_and_lint(&all.collect::<Vec<_>>(), &self.issuers, &self.backends)
     }
 
     fn first_broken(
@@ -216,7 +212,14 @@ pub fn check(directories: &[PathBuf], issuers: &[Issuer], backends: &Backends) -
     for directory in directories {
         sources.extend(read_directory(directory)?.into_iter().map(|kept| Source { path: kept.path, text: kept.text }));
     }
-    Ok(compile(&sources, issuers, backends))
+    Ok(compile_and_lint(&sources, issuers, backends))
+}
+
+/// What linting finds of severity error counts as an error of the file.
+fn compile_and_lint(sources: &[Source], issuers: &[Issuer], backends: &Backends) -> Compiled {
+    let mut compiled = compile(sources, issuers, backends);
+    compiled.diagnostics.extend(lint::errors(&compiled));
+    compiled
 }
 
 /// Whether a file binds grants rather than being one.

@@ -5,7 +5,7 @@
 
 use jobpass_policy::{
     AnyCredential, Claims, Decision, Freezes, Issuer, PolicySet, Profile, Request, Source, compile, decide,
-    fixtures::fixture,
+    fixtures::fixture, lint,
 };
 use jobpass_protocol::IssuerName;
 use std::{
@@ -53,8 +53,9 @@ fn main() -> Outcome<()> {
         for _ in 0..LOADS {
             let started = on_cpu()?;
             let compiled = compile(&sources, &issuers, &AnyCredential);
+            let refused = lint::errors(&compiled);
             loads.push(on_cpu()? - started);
-            if let Some(diagnostic) = compiled.diagnostics.first() {
+            if let Some(diagnostic) = compiled.diagnostics.iter().chain(&refused).next() {
                 return Err(diagnostic.to_string().into());
             }
             set = Some(compiled.set);

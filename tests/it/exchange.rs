@@ -229,6 +229,22 @@ async fn broken_guards_keep_the_old_ones_and_let_removals_through_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_lint_calls_an_error_is_not_taken() {
+    let world = World::start().await;
+    let good = std::fs::read_to_string(world.grants().join("id.yaml")).expect("read").replace("ttl: 15m", "ttl: 30m");
+    let dangerous = good.replace("event_name: [push]", "event_name: [push, pull_request_target]");
+    assert_ne!(dangerous, good);
+    let allow = "allow: [{ lint: dangerous-event, reason: it labels and runs nothing }]\n";
+    for (text, expires_in) in [(&dangerous, 900), (&format!("{dangerous}{allow}"), 1800)] {
+        std::fs::write(world.grants().join("id.yaml"), text).expect("write");
+        let report = world.app().policies.reload();
+        assert_eq!(report.diagnostics.concat().contains("dangerous-event"), expires_in == 900, "{report:?}");
+        assert_eq!(world.issue("id").await.body["expires_in"], expires_in, "{text}");
+    }
+    world.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn guards_that_never_were_good_grant_nothing() {
     let mut setting = Setting::default();
     setting.grants.push(("guards.yaml".to_owned(), "forbid: [".to_owned()));

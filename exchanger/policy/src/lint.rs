@@ -39,6 +39,13 @@ pub fn lint(compiled: &Compiled, at: i64) -> Vec<Diagnostic> {
     found
 }
 
+/// What linting finds of severity error: the server takes no policies that have it. It is little of what
+/// [`lint`] looks at, and quick.
+#[must_use]
+pub fn errors(compiled: &Compiled) -> Vec<Diagnostic> {
+    compiled.set.grants().flat_map(|grant| GrantLinter::new(grant).errors().found).collect()
+}
+
 /// The longest TTL that is not too long, in seconds.
 const LONG_TTL: u32 = 3600;
 /// The longest lifetime that is not too long, in seconds.
@@ -58,6 +65,7 @@ impl<'a> GrantLinter<'a> {
     }
 
     fn lint(mut self, at: i64) -> Vec<Diagnostic> {
+        self = self.errors();
         self.grant_itself(at);
         for rule in &self.grant.rules {
             self.whose(rule);
@@ -74,6 +82,18 @@ impl<'a> GrantLinter<'a> {
         self.apart();
         self.allows();
         self.found
+    }
+
+    /// Every rule of severity error, and no other.
+    fn errors(mut self) -> Self {
+        if is_placeholder(self.grant.owner()) {
+            self.say("placeholder", None, &None, "`owner`");
+        }
+        for rule in &self.grant.rules {
+            self.never(rule);
+            self.placeholders(rule);
+        }
+        self
     }
 
     /// Reports a finding, unless it is allowed here.
@@ -113,9 +133,6 @@ impl<'a> GrantLinter<'a> {
         }
         if !grant.owner().contains('@') {
             self.say("owner-unreachable", None, &None, "");
-        }
-        if is_placeholder(grant.owner()) {
-            self.say("placeholder", None, &None, "`owner`");
         }
         if grant.disclose == Disclose::Full && grant.rules.iter().any(|rule| rule.is_shared) {
             self.say("disclose-full", None, &None, "");

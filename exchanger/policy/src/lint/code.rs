@@ -9,6 +9,28 @@ use crate::{claims::Held, grant::Rule, pattern::Pattern};
 use std::{collections::BTreeSet, sync::Arc};
 
 impl GrantLinter<'_> {
+    /// What no job may be given anything for.
+    pub(super) fn never(&mut self, rule: &Rule) {
+        let profile = Arc::clone(&rule.profile);
+        let facts = profile.lint();
+        self.event(rule, "dangerous-event", &facts.events_dangerous);
+        for (claim, values) in &facts.refuse {
+            let refused = values.iter().find(|value| says(rule, claim) && admits_text(rule, claim, value));
+            if let Some(value) = refused {
+                self.say("refused-value", Some(rule), &place(rule, claim), &format!("`{claim}` {value}"));
+            }
+        }
+    }
+
+    fn event(&mut self, rule: &Rule, id: &'static str, kinds: &[String]) {
+        let profile = Arc::clone(&rule.profile);
+        if let Some(event) = profile.lint().event.as_ref().filter(|event| says(rule, event))
+            && let Some(kind) = kinds.iter().find(|kind| admits_text(rule, event, kind))
+        {
+            self.say(id, Some(rule), &place(rule, event), kind);
+        }
+    }
+
     pub(super) fn which_code(&mut self, rule: &Rule) {
         let profile = Arc::clone(&rule.profile);
         let facts = profile.lint();
@@ -20,12 +42,7 @@ impl GrantLinter<'_> {
             if checks_of(rule, event).next().is_none() && !is_named {
                 self.say("event-not-named", Some(rule), &None, &format!("`{event}` is not matched"));
             }
-            let kinds = [("dangerous-event", &facts.events_dangerous), ("review-event", &facts.events_review)];
-            for (id, events) in kinds.into_iter().filter(|_| says(rule, event)) {
-                if let Some(kind) = events.iter().find(|kind| admits_text(rule, event, kind)) {
-                    self.say(id, Some(rule), &place(rule, event), kind);
-                }
-            }
+            self.event(rule, "review-event", &facts.events_review);
         }
         for (claim, values) in facts.review_values.iter().filter(|(claim, _)| says(rule, claim)) {
             if let Some(value) = values.iter().find(|value| admits_text(rule, claim, value)) {
@@ -119,12 +136,6 @@ impl GrantLinter<'_> {
             if says(rule, &claim.name) && admits_text(rule, &claim.name, "false") {
                 let at = place(rule, &claim.name);
                 self.say("asks-for-unprotected", Some(rule), &at, &format!("`{}`", claim.name));
-            }
-        }
-        for (claim, values) in &facts.refuse {
-            let refused = values.iter().find(|value| says(rule, claim) && admits_text(rule, claim, value));
-            if let Some(value) = refused {
-                self.say("refused-value", Some(rule), &place(rule, claim), &format!("`{claim}` {value}"));
             }
         }
     }

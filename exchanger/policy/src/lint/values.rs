@@ -18,6 +18,14 @@ use regex::Regex;
 use std::{collections::BTreeSet, ops::Range, sync::Arc};
 
 impl GrantLinter<'_> {
+    pub(super) fn placeholders(&mut self, rule: &Rule) {
+        for (check, at) in rule.checks.iter().zip(&rule.claims_at) {
+            for value in texts(&check.matcher).iter().filter(|value| is_placeholder(value)) {
+                self.say("placeholder", Some(rule), at, &format!("`{}` {value}", check.claim));
+            }
+        }
+    }
+
     pub(super) fn matcher(&mut self, rule: &Rule, check: &Check, at: &Option<Range<usize>>) {
         let profile = Arc::clone(&rule.profile);
         let Some(claim) = profile.claim(&check.claim) else { return };
@@ -36,7 +44,7 @@ impl GrantLinter<'_> {
             if value.is_empty() {
                 self.say("empty-value", Some(rule), at, &name);
             } else if is_placeholder(&value) {
-                self.say("placeholder", Some(rule), at, &format!("{name} {value}"));
+                // Said by `placeholders`.
             } else if value.trim() != value || !value.is_ascii() || value.chars().any(char::is_control) {
                 self.say("odd-characters", Some(rule), at, &format!("{name} {value:?}"));
             } else if impossible {
