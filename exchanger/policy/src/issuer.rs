@@ -9,7 +9,7 @@ mod file;
 pub use facts::{Ask, Demand, Fork, LintFacts, RefType, Reusable, Words};
 pub(crate) use file::{unnamed, unwrapped};
 
-use file::PROFILES;
+use file::profiles;
 use jobpass_protocol::IssuerName;
 use regex::Regex;
 use serde::Deserialize;
@@ -231,12 +231,12 @@ impl Profile {
     /// The profile of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Arc<Self>> {
-        PROFILES.iter().find(|profile| profile.name == name).cloned()
+        profiles(|known| known == name).next().cloned()
     }
 
     /// Every profile, in the order of `file::SOURCES`.
     pub fn all() -> impl Iterator<Item = &'static Arc<Self>> {
-        PROFILES.iter()
+        profiles(|_| true)
     }
 
     /// The name that configuration uses: `github`.
@@ -332,9 +332,11 @@ impl Profile {
     /// The profile, not this one, whose shared issuer is at `url`: its tokens are strangers' too.
     #[must_use]
     pub fn shared_elsewhere(&self, url: &str) -> Option<&'static Arc<Self>> {
-        let is_theirs = |other: &&Arc<Self>| other.form_of(url).is_some_and(|form| form.shared);
-        let is_ours = self.form_of(url).is_some_and(|form| form.shared);
-        Self::all().filter(|other| !is_ours && other.name != self.name).find(is_theirs)
+        let has_shared = |profile: &Self| profile.form_of(url).is_some_and(|form| form.shared);
+        if has_shared(self) {
+            return None;
+        }
+        Self::all().find(|other| other.name != self.name && has_shared(other))
     }
 
     /// Whether jobs of the issuer at `url` can run on machines of the platform.

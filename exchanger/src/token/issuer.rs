@@ -91,9 +91,17 @@ pub struct Trust {
     pub(super) policy: Issuer,
     pub(super) url: Url,
     pub(super) algorithms: Vec<Algorithm>,
-    pub(super) keys: KeySource,
+    pub(super) origin: Origin,
     pub(super) distrusted_keys: Vec<String>,
-    pub(super) outbound: Outbound,
+}
+
+/// Where keys come from, and the means to get them.
+#[derive(Debug)]
+pub(super) enum Origin {
+    /// A file: no client is needed.
+    File(PathBuf),
+    /// This address, or where discovery says.
+    Web(Outbound, Option<Url>),
 }
 
 impl Trust {
@@ -126,7 +134,7 @@ impl Trust {
                     .ok_or_else(|| IssuerError::Algorithm { algorithm: name, allowed: profile.algorithms().join(", ") })
             })
             .collect::<Result<_, _>>()?;
-        let outbound = OutboundOptions {
+        let options = OutboundOptions {
             allow_networks,
             ca_file,
             insecure_http,
@@ -134,7 +142,12 @@ impl Trust {
             deadline: DEADLINE,
             ..OutboundOptions::default()
         };
-        Ok(Self { url, algorithms, keys, distrusted_keys, outbound: Outbound::new(outbound)?, policy })
+        let origin = match keys {
+            KeySource::File(path) => Origin::File(path),
+            KeySource::Uri(address) => Origin::Web(Outbound::new(options)?, Some(address)),
+            KeySource::Discovery => Origin::Web(Outbound::new(options)?, None),
+        };
+        Ok(Self { policy, url, algorithms, origin, distrusted_keys })
     }
 
     /// What its tokens look like.

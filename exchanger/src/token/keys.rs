@@ -8,7 +8,7 @@
 use super::{
     discovery,
     error::TokenError,
-    issuer::{KeySource, Trust},
+    issuer::{Origin, Trust},
     jwks::KeySet,
 };
 use crate::{
@@ -210,14 +210,14 @@ impl Keys {
     }
 
     async fn fetch(&self) -> Result<KeySet, FetchError> {
-        let Trust { policy, outbound, .. } = &self.of;
-        let body = match &self.of.keys {
-            KeySource::Discovery => {
+        let Trust { policy, origin, .. } = &self.of;
+        let body = match origin {
+            Origin::Web(outbound, None) => {
                 let address = discovery::find_keys(outbound, &policy.url, policy.profile.jwks_uri()).await?;
                 discovery::fetch(outbound, &address).await?
             }
-            KeySource::Uri(address) => discovery::fetch(outbound, address).await?,
-            KeySource::File(path) => {
+            Origin::Web(outbound, Some(address)) => discovery::fetch(outbound, address).await?,
+            Origin::File(path) => {
                 let path = path.clone();
                 let read = tokio::task::spawn_blocking(move || std::fs::read(path)).await;
                 read.map_err(|_| FetchError::Cut)??
@@ -232,10 +232,10 @@ impl Keys {
     }
 
     fn max_age(&self) -> Duration {
-        if matches!(self.of.keys, KeySource::File(_)) { MAX_AGE_FILE } else { MAX_AGE }
+        if matches!(self.of.origin, Origin::File(_)) { MAX_AGE_FILE } else { MAX_AGE }
     }
 
     fn unknown_key_interval(&self) -> Duration {
-        if matches!(self.of.keys, KeySource::File(_)) { UNKNOWN_KEY_INTERVAL_FILE } else { UNKNOWN_KEY_INTERVAL }
+        if matches!(self.of.origin, Origin::File(_)) { UNKNOWN_KEY_INTERVAL_FILE } else { UNKNOWN_KEY_INTERVAL }
     }
 }

@@ -5,7 +5,7 @@ use regex::Regex;
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, LazyLock},
+    sync::{Arc, OnceLock},
 };
 
 /// The profiles' texts by name.
@@ -26,15 +26,14 @@ pub(super) const SOURCES: &[(&str, &str)] = &[
     ("google", include_str!("../../issuers/google.toml")),
 ];
 
-pub(super) static PROFILES: LazyLock<Vec<Arc<Profile>>> = LazyLock::new(|| {
-    SOURCES
-        .iter()
-        .filter_map(|(_, text)| {
-            // A profile that does not parse cannot be shipped: a test parses every one.
-            File::parse(text).ok().map(Arc::new)
-        })
-        .collect()
-});
+static PROFILES: [OnceLock<Option<Arc<Profile>>>; SOURCES.len()] = [const { OnceLock::new() }; SOURCES.len()];
+
+/// The profiles of the names that are wanted. A profile is read when it is wanted first: most servers know one or two.
+pub(super) fn profiles(wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = &'static Arc<Profile>> {
+    let wanted = SOURCES.iter().zip(&PROFILES).filter(move |((name, _), _)| wanted(name));
+    // A profile that does not parse cannot be shipped: a test parses every one.
+    wanted.filter_map(|((_, text), profile)| profile.get_or_init(|| File::parse(text).ok().map(Arc::new)).as_ref())
+}
 
 /// A profile as its file writes it.
 #[derive(Deserialize)]
