@@ -81,8 +81,7 @@ trait Job: Send {
 struct Verb<T, F> {
     work: F,
     done: Option<T>,
-    /// The work goes back with the answer: its memory is freed where it was allocated, not on the one thread that writes.
-    reply: oneshot::Sender<(Result<T, StoreError>, F)>,
+    reply: oneshot::Sender<Result<T, StoreError>>,
 }
 
 impl<T: Send, F: FnMut(&mut Transaction<'_>) -> Result<T, Fault> + Send> Job for Verb<T, F> {
@@ -92,13 +91,12 @@ impl<T: Send, F: FnMut(&mut Transaction<'_>) -> Result<T, Fault> + Send> Job for
     }
 
     fn finish(self: Box<Self>, failure: Option<StoreError>) {
-        let Self { work, done, reply } = *self;
-        let answer = match (failure, done) {
+        let answer = match (failure, self.done) {
             (None, Some(done)) => Ok(done),
             (failure, _) => Err(failure.unwrap_or_else(closed)),
         };
         // The asker may be gone; what was written stays.
-        let _ = reply.send((answer, work));
+        let _ = self.reply.send(answer);
     }
 }
 
@@ -196,7 +194,7 @@ impl Writer {
         let (reply, answer) = oneshot::channel();
         let verb = Verb { work, done: None, reply };
         self.0.send(Message::Job(Box::new(verb))).map_err(|_| closed())?;
-        answer.await.map_err(|_| closed())?.0
+        answer.await.map_err(|_| closed())?
     }
 
     /// Ends the thread after what was sent before.
