@@ -12,6 +12,7 @@ use crate::{
         resealing::{self, ResealError},
     },
     policies::{self, Policies, Report},
+    scratch::Scratch,
     sealing::Sealing,
     signing::Keys,
     store::{Claim, Fold, FreezeTarget, Hash, SqliteStore, Store, StoreError},
@@ -237,27 +238,9 @@ pub fn check(config: &Config) -> Result<Checked, StartError> {
 /// When a backend cannot be built.
 pub fn policy_world(config: &Config) -> Result<(Vec<jobpass_policy::Issuer>, Backends), StartError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let scratch = Scratch::make()?;
-    let keys = Keys::open(&scratch.0, Arc::clone(&clock), config.signing.clone())?;
+    let scratch = Scratch::make("check").map_err(|source| StartError::Io { what: "keys to try".to_owned(), source })?;
+    let keys = Keys::open(scratch.path(), Arc::clone(&clock), config.signing.clone())?;
     Ok((policy_issuers(config), build_backends(config, &clock, &keys, &config.sealing())?))
-}
-
-/// A directory for keys that nobody will need again.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn make() -> Result<Self, StartError> {
-        let path = std::env::temp_dir().join(format!("jobpass-check-{}", Uuid::now_v7()));
-        prepare_state_dir(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What cannot be removed is removed with the system's temporary directory.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 fn build_backends(
@@ -343,28 +326,20 @@ pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, Sta
         tokio::spawn(seal_anew(Arc::clone(&app))),
     ];
 
-    let io = |what: String| move |source| StartError::Io { what, source };
     let (stop_streams, streams_stopped) = watch::channel(false);
     let signer: Arc<dyn Sign> = Arc::clone(&app.keys) as Arc<dyn Sign>;
     let streams = audit::stream(&config.audit, &app.store, &signer, &app.clock, &streams_stopped)
         .await
-        .map_err(io("audit".to_owned()))?;
+        .map_err(|source| StartError::Io { what: "audit".to_owned(), source })?;
 
-    allow_files(config.bounds.connections.get());
-    let (routes, counts) = (http::public(Arc::clone(&app)), app.metrics.listener("public"));
-    let public = Served::start(config.listen, config.certificate.clone(), routes, config.bounds, counts)
-        .await
-        .map_err(io(format!("listen: {}", config.listen)))?;
-    let monitoring = match config.management {
-        None => None,
-        Some(address) => {
-            let (routes, counts) = (http::management(Arc::clone(&app)), app.metrics.listener("management"));
-            let served = Served::start(address, None, routes, config.bounds, counts).await;
-            Some(served.map_err(io(format!("management: {address}")))?)
+    let (public, monitoring, admin) = match listen(&config, &app).await {
+        Ok(listeners) => listeners,
+        Err(error) => {
+            let _ = stop_streams.send(true);
+            join(streams).await;
+            return Err(error);
         }
     };
-    let socket = config.state_dir.join(http::admin::SOCKET);
-    let admin = http::admin::Socket::start(&socket, Arc::clone(&app)).map_err(io(socket.display().to_string()))?;
 
     let mut entry = Entry::new(app.clock.now(), Event::Server);
     entry.reason = Some(format!("started, version {}", env!("CARGO_PKG_VERSION")));
@@ -384,6 +359,26 @@ pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, Sta
         streams,
         drain: config.drain,
     })
+}
+
+async fn listen(config: &Config, app: &Arc<App>) -> Result<(Served, Option<Served>, http::admin::Socket), StartError> {
+    let io = |what: String| move |source| StartError::Io { what, source };
+    allow_files(config.bounds.connections.get());
+    let (routes, counts) = (http::public(Arc::clone(app)), app.metrics.listener("public"));
+    let public = Served::start(config.listen, config.certificate.clone(), routes, config.bounds, counts)
+        .await
+        .map_err(io(format!("listen: {}", config.listen)))?;
+    let monitoring = match config.management {
+        None => None,
+        Some(address) => {
+            let (routes, counts) = (http::management(Arc::clone(app)), app.metrics.listener("management"));
+            let served = Served::start(address, None, routes, config.bounds, counts).await;
+            Some(served.map_err(io(format!("management: {address}")))?)
+        }
+    };
+    let socket = config.state_dir.join(http::admin::SOCKET);
+    let admin = http::admin::Socket::start(&socket, Arc::clone(app)).map_err(io(socket.display().to_string()))?;
+    Ok((public, monitoring, admin))
 }
 
 impl Running {

@@ -6,6 +6,7 @@ use crate::{
     app::{self, Running},
     clock::{Clock, SystemClock},
     config::{Config, Env},
+    scratch::Scratch,
 };
 use anyhow::{Context as _, bail, ensure};
 use jobpass_protocol::{
@@ -17,7 +18,7 @@ use std::{
     fs,
     io::Write as _,
     net::{Ipv4Addr, SocketAddr, TcpListener},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
@@ -50,7 +51,7 @@ fn free_port() -> anyhow::Result<u16> {
 
 /// Everything that the demo runs.
 struct Stage {
-    directory: PathBuf,
+    scratch: Scratch,
     issuer: Issuer,
     ledger: Ledger,
     server: Running,
@@ -65,19 +66,20 @@ impl Stage {
         let issuer = Issuer::start(loopback, Ci::GitHub, now).await?;
         let ledger = Ledger::start(loopback, now).await?;
         let url = format!("http://127.0.0.1:{port}");
-        let directory = std::env::temp_dir().join(format!("jobpass-demo-{}", std::process::id()));
-        write_files(&directory, &url, &issuer, &ledger)?;
+        let scratch = Scratch::make("demo")?;
+        let directory = scratch.path();
+        write_files(directory, &url, &issuer, &ledger)?;
         let config = Config::load(&directory.join("jobpass-exchanger.yaml"), &Env::default())?;
         app::prepare_state_dir(&config.state_dir)?;
         let server = app::start(config, Arc::new(SystemClock)).await?;
         #[expect(clippy::disallowed_methods, reason = "this is the job's side of the demo, on loopback")]
         let client = reqwest::Client::builder().no_proxy().build()?;
-        Ok(Self { directory, issuer, ledger, server, url, client })
+        Ok(Self { scratch, issuer, ledger, server, url, client })
     }
 
     async fn perform(&self) -> anyhow::Result<()> {
         say("jobpass demo: a CI job trades its token for a credential that dies with the job\n")?;
-        say(&format!("  server  {}   (config and grants: {})", self.url, self.directory.display()))?;
+        say(&format!("  server  {}   (config and grants: {})", self.url, self.scratch.path().display()))?;
         say(&format!("  issuer  {}   (behaves like GitHub's)", self.issuer.url()))?;
         say(&format!("  ledger  {}   (an API with keys: what the job wants to use)\n", self.ledger.url()))?;
 
@@ -159,7 +161,7 @@ impl Stage {
     /// What to try by hand.
     fn invite(&self) -> anyhow::Result<()> {
         let (url, request) = (&self.url, self.issuer.request_url());
-        let config = self.directory.join("jobpass-exchanger.yaml");
+        let config = self.scratch.path().join("jobpass-exchanger.yaml");
         say(&format!(
             "The servers stay up. Try it by hand, in another terminal:\n\n\
              # the environment that a GitHub Actions job has\n\
@@ -180,14 +182,12 @@ impl Stage {
              Ctrl-C stops the demo.",
             request_token = self.issuer.request_token().expose(),
             config = config.display(),
-            audit = self.directory.join("audit.jsonl").display(),
+            audit = self.scratch.path().join("audit.jsonl").display(),
         ))
     }
 
     async fn close(self) {
         self.server.stop().await;
-        // A directory in the system's temporary one; what cannot be removed is removed with that.
-        let _ = fs::remove_dir_all(&self.directory);
     }
 }
 
@@ -197,8 +197,7 @@ struct Answer {
 }
 
 fn write_files(directory: &Path, url: &str, issuer: &Issuer, ledger: &Ledger) -> anyhow::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-    fs::DirBuilder::new().mode(0o700).create(directory)?;
+    use std::os::unix::fs::OpenOptionsExt as _;
     fs::create_dir(directory.join("grants"))?;
     fs::write(directory.join("grants/ledger.yaml"), GRANT)?;
     let secret = directory.join("ledger-admin-token");
