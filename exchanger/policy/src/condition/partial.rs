@@ -146,11 +146,31 @@ fn values(expr: &IdedExpr, known: &Known) -> Values {
                 }
                 Some(found)
             }
-            _ => truths(expr, known),
+            (name, ..) if TRUE_OR_FALSE.contains(&name) => truths(expr, known),
+            _ => None,
         },
-        _ => truths(expr, known),
+        Expr::Literal(LiteralValue::Boolean(_)) => truths(expr, known),
+        Expr::Select(select) if select.test => truths(expr, known),
+        _ => None,
     }
 }
+
+/// The calls whose value is true or false.
+const TRUE_OR_FALSE: &[&str] = &[
+    op::LOGICAL_NOT,
+    op::LOGICAL_AND,
+    op::LOGICAL_OR,
+    op::EQUALS,
+    op::NOT_EQUALS,
+    op::LESS,
+    op::LESS_EQUALS,
+    op::GREATER,
+    op::GREATER_EQUALS,
+    op::IN,
+    "startsWith",
+    "endsWith",
+    "contains",
+];
 
 fn truths(expr: &IdedExpr, known: &Known) -> Values {
     let outcomes = outcomes(expr, known);
@@ -202,6 +222,10 @@ mod tests {
             (r#"size(claims.ref) > 3"#, "ref", text("abc"), false),
             (r#"size(claims.ref) > 3"#, "ref", text("abcd"), true),
             (r#"(claims.ref == "a") == true"#, "ref", text("b"), false),
+            (r#"size(["x"]) == 1 && claims.ref == "a""#, "ref", text("a"), true),
+            (r#"size(["x"]) == 1 && claims.ref == "a""#, "ref", text("b"), false),
+            (r#"claims.ref in (claims.actor == "b" ? ["a"] : ["c"])"#, "ref", text("c"), true),
+            (r#"[claims.ref] == ["a"]"#, "ref", text("a"), true),
         ] {
             let condition = Condition::compile(source, &Profile::named("github").expect("a profile")).expect(source);
             let known = Known::from([(claim.to_owned(), held.clone())]);
@@ -235,7 +259,46 @@ mod tests {
         })
     }
 
+    /// What lists come to is not followed: it may be anything.
+    fn conditions_on_lists() -> impl Strategy<Value = String> {
+        let claim = || prop::sample::select(vec!["ref", "event_name", "environment"]);
+        let list = || prop::sample::select(vec!["[]", r#"["push"]"#, r#"["x", claims.ref]"#, "[claims.environment]"]);
+        let leaf = prop_oneof![
+            (list(), 0..3).prop_map(|(list, size)| format!("size({list}) == {size}")),
+            (list(), list()).prop_map(|(one, other)| format!("{one} == {other}")),
+            (claim(), claim(), list(), list())
+                .prop_map(|(a, b, one, other)| format!("claims.{a} in (has(claims.{b}) ? {one} : {other})")),
+            (claim(), list()).prop_map(|(claim, list)| format!("(claims.{claim} in {list}) != true")),
+        ];
+        (leaf, conditions()).prop_flat_map(|(list, other)| {
+            let (list, other) = (format!("({list})"), format!("({other})"));
+            prop_oneof![
+                Just(list.clone()),
+                Just(format!("!{list}")),
+                Just(format!("{list} && {other}")),
+                Just(format!("{list} ? {other} : !{other}")),
+                Just(format!("{other} == {list}")),
+            ]
+        })
+    }
+
     proptest! {
+        #[test]
+        fn what_holds_of_lists_may_hold(
+            source in conditions_on_lists(), known in prop::collection::vec(any::<bool>(), 8)
+        ) {
+            let profile = Profile::named("github").expect("a profile");
+            let Ok(condition) = Condition::compile(&source, &profile) else { return Ok(()) };
+            for (name, payload) in FIXTURES.iter().filter(|(name, _)| name.starts_with("github/")) {
+                let claims = Claims::parse(&profile, payload.as_bytes()).expect("claims");
+                let held = |claim: &str| claims.get(claim).map_or(Held::Absent, |value| Held::Is(value.clone()));
+                let some = condition.reads().zip(&known).filter(|(_, known)| **known);
+                let some = some.map(|(claim, _)| (claim.to_owned(), held(claim))).collect();
+                let holds = condition.evaluate(&claims) == Ok(true);
+                prop_assert!(!holds || condition.may_hold(&some), "{} of {}: {:?}", source, name, some);
+            }
+        }
+
         /// Whatever is known of a job for which it holds, it may hold; where all is known, it may hold only if it does.
         #[test]
         fn what_holds_may_hold(source in conditions(), known in prop::collection::vec(any::<bool>(), 5)) {
