@@ -3,7 +3,10 @@
 //! Aliases, anchors and merge keys are refused outright: a policy says what it means where it means
 //! it, and a file cannot grow when it is read.
 
-use crate::source::{Diagnostic, MAX_SOURCE_BYTES, Text};
+use crate::{
+    source::{Diagnostic, MAX_SOURCE_BYTES, Text},
+    yaml,
+};
 use schemars::JsonSchema;
 use serde::{
     Deserialize,
@@ -394,18 +397,27 @@ pub(crate) fn parse<T: DeserializeOwned>(file: &Text) -> Result<T, Diagnostic> {
         return Err(Diagnostic::new(file, None, "too-long", message).with_help("write one file per grant"));
     }
     serde_saphyr::from_str_with_options(&file.text, options()).map_err(|error| {
-        let error = error.without_snippet();
-        let at = error.location().and_then(range).map(|range| {
+        let at = error.location().map(|at| range(at).unwrap_or_else(|| character(file, at)));
+        let at = at.map(|range| {
             let start = range.start.min(file.text.len());
             start..range.end.clamp(start, file.text.len())
         });
-        let mut message = error.to_string();
-        // The place is said by the diagnostic itself.
-        if let Some(cut) = message.rfind(" at line ") {
-            message.truncate(cut);
+        let (message, cure) = yaml::explain(&error);
+        let diagnostic = Diagnostic::new(file, at, "syntax", message);
+        match cure {
+            Some(cure) => diagnostic.with_help(cure),
+            None => diagnostic,
         }
-        Diagnostic::new(file, at, "syntax", message)
     })
+}
+
+/// The character at a line and a column, both from 1.
+fn character(file: &Text, at: Location) -> Range<usize> {
+    let nth = |from_one: u64| usize::try_from(from_one).unwrap_or(usize::MAX).saturating_sub(1);
+    let before: usize = file.text.split_inclusive('\n').take(nth(at.line())).map(str::len).sum();
+    let line = file.text.get(before..).and_then(|rest| rest.lines().next()).unwrap_or_default();
+    let (start, len) = line.char_indices().nth(nth(at.column())).map_or((line.len(), 0), |(n, c)| (n, c.len_utf8()));
+    before + start..before + start + len
 }
 
 fn options() -> serde_saphyr::Options {

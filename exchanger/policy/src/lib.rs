@@ -32,6 +32,7 @@ pub mod source;
 pub mod template;
 pub mod usage;
 mod values;
+pub mod yaml;
 
 pub use claims::{Claims, ClaimsError, Registered, Value};
 pub use compile::{AnyCredential, Compiled, CredentialSource, SpecCompiler, compile};

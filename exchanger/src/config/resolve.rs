@@ -11,7 +11,7 @@ use crate::{
     store::SqliteOptions,
     token::issuer::{KeySource, TrustedIssuer},
 };
-use jobpass_policy::{Issuer, Profile};
+use jobpass_policy::{Issuer, Profile, yaml};
 use jobpass_protocol::{BackendName, IssuerName};
 use serde_saphyr::{Location, Spanned};
 use std::{
@@ -82,8 +82,10 @@ impl Config {
     fn parse(path: &str, text: &str, base: &Path, env: &Env) -> Result<Self, Vec<Problem>> {
         let file: file::File = serde_saphyr::from_str(text).map_err(|error| {
             let at = error.location().unwrap_or(Location::UNKNOWN);
-            let cure = "see docs/config.md for every key, or `jobpass-exchanger schema` for your editor";
-            let told = error.without_snippet().to_string();
+            let (told, cure) = yaml::explain(&error);
+            let cure = cure.unwrap_or_else(|| {
+                "see docs/config.md for every key, or `jobpass-exchanger schema` for your editor".to_owned()
+            });
             // The line may hold the secret itself.
             if told.contains(&SecretError::NotAReference.to_string()) {
                 let cure = "put it into a file and write `file:/path` here, or use `env:NAME` or `credential:NAME`; \

@@ -100,6 +100,23 @@ const PROBLEMS: &[Mistake] = &[
 /// What is said elsewhere than in [`Problem`].
 const OTHERS: &[Mistake] = &[
     ("syntax", "backend: aws", "backed: aws", None),
+    ("syntax", "backend: aws", " backend: aws", None),
+    ("syntax", "backend: aws", "\tbackend: aws", None),
+    ("syntax", "backend: aws", "backend aws", None),
+    ("syntax", "backend: aws", "backend: \"aws", None),
+    ("syntax", "backend: aws", "backend: [aws", None),
+    ("syntax", "backend: aws", "backend: *aws", None),
+    ("syntax", "backend: aws", "backend: aws: eu", None),
+    ("syntax", "backend: aws", "backend:", None),
+    ("syntax", "backend: aws", "backend: [aws]", None),
+    ("syntax", "ttl: 15m", "ttl: 15m\nttl: 15m", None),
+    ("syntax", "ttl: 15m", "ttl: 15m\nscopes: read", None),
+    (
+        "syntax",
+        "match:\n      repository_owner_id: \"1001\"\n      environment",
+        "match: 1001\n      # environment",
+        None,
+    ),
     ("too-long", "", "", Some(("long.yaml", ""))),
     ("case-failed", "github/environment", "github/push", None),
     ("case-failed", "expect: permit", "expect: deny", None),
