@@ -5,7 +5,7 @@
 
 use crate::{backends::Backends, telemetry::Metrics};
 use arc_swap::{ArcSwap, Guard};
-use jobpass_policy::{Compiled, Issuer, PolicySet, Severity, Source, compile, lint};
+use jobpass_policy::{Compiled, Diagnostic, Issuer, PolicySet, Severity, Source, compile, lint};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
@@ -17,6 +17,8 @@ use std::{
 
 /// The largest grant file, in bytes.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
+/// How many problems are shown at a time.
+const MAX_SHOWN: usize = 50;
 /// How often a directory that changes while it is read is read again.
 const READ_ATTEMPTS: usize = 5;
 
@@ -47,6 +49,17 @@ pub struct Report {
     pub stale: Vec<(PathBuf, String)>,
     /// Warnings and errors, rendered.
     pub diagnostics: Vec<String>,
+}
+
+impl Report {
+    fn show<'a>(&mut self, found: impl IntoIterator<Item = &'a Diagnostic>) {
+        let mut found = found.into_iter();
+        self.diagnostics.extend(found.by_ref().take(MAX_SHOWN).map(|diagnostic| diagnostic.render(false)));
+        match found.count() {
+            0 => {}
+            more => self.diagnostics.push(format!("and {more} more; `jobpass-exchanger check-config` shows them all")),
+        }
+    }
 }
 
 impl Policies {
@@ -83,7 +96,6 @@ impl Policies {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let mut report = Report::default();
         let mut sources: BTreeMap<PathBuf, Vec<Kept>> = BTreeMap::new();
-        let mut unread: Vec<PathBuf> = Vec::new();
         for directory in &self.directories {
             match read_directory(directory) {
                 Ok(read) => {
@@ -91,8 +103,12 @@ impl Policies {
                 }
                 Err(error) => {
                     report.stale.push((directory.clone(), format!("{}: {error}", directory.display())));
-                    sources.insert(directory.clone(), self.last_good(directory, &seen));
-                    unread.push(directory.clone());
+                    let mut good = self.last_good(directory, &seen);
+                    // Which files there are can be known without reading them: what was removed is.
+                    if let Ok(present) = policy_files(directory) {
+                        good.retain(|kept| present.iter().any(|path| *path == *kept.path));
+                    }
+                    sources.insert(directory.clone(), good);
                 }
             }
         }
@@ -111,14 +127,12 @@ impl Policies {
                     report.stale.push((directory.clone(), "the guards have errors".to_owned()));
                 }
             }
-            report.diagnostics.extend(compiled.diagnostics.iter().map(|diagnostic| diagnostic.render(false)));
+            report.show(&compiled.diagnostics);
             compiled = self.compile(&sources);
         }
         // A directory with errors falls back to its last good sources, minus what was removed from it.
-        while let Some(broken) = self.first_broken(&compiled, &sources, &report) {
-            let errors =
-                compiled.diagnostics.iter().filter(|d| d.severity == Severity::Error && within(d.path(), &broken));
-            report.diagnostics.extend(errors.map(|diagnostic| diagnostic.render(false)));
+        while let Some(broken) = self.first_broken(&compiled, &sources, &seen, &report) {
+            report.show(errors_in(&compiled, &broken));
             let present: Vec<String> = sources.remove(&broken).into_iter().flatten().map(|kept| kept.path).collect();
             let mut good = self.last_good(&broken, &seen);
             good.retain(|kept| present.contains(&kept.path));
@@ -126,7 +140,7 @@ impl Policies {
             sources.insert(broken, good);
             compiled = self.compile(&sources);
         }
-        report.diagnostics.extend(compiled.diagnostics.iter().map(|diagnostic| diagnostic.render(false)));
+        report.show(&compiled.diagnostics);
         report.changed = compiled.set.digest() != self.current.load().digest();
         for (directory, kept) in &sources {
             if !report.stale.iter().any(|(stale, _)| stale == directory)
@@ -160,20 +174,22 @@ impl Policies {
         compile_and_lint(&all.collect::<Vec<_>>(), &self.issuers, &self.backends)
     }
 
+    /// A directory with an error that is to fall back. Where two directories' grants have one name, it is the one
+    /// that changed: nobody takes a grant out of force by naming another one like it.
     fn first_broken(
         &self,
         compiled: &Compiled,
         sources: &BTreeMap<PathBuf, Vec<Kept>>,
+        seen: &BTreeMap<PathBuf, Vec<Kept>>,
         report: &Report,
     ) -> Option<PathBuf> {
-        let errors = || compiled.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error);
-        sources
-            .keys()
-            .find(|directory| {
-                errors().any(|diagnostic| within(diagnostic.path(), directory))
-                    && !report.stale.iter().any(|(stale, _)| stale == *directory)
-            })
-            .cloned()
+        let is_stale = |directory| report.stale.iter().any(|(stale, _)| stale == directory);
+        let broken: Vec<_> = sources
+            .iter()
+            .filter(|(directory, _)| !is_stale(*directory) && errors_in(compiled, directory).next().is_some())
+            .collect();
+        let changed = broken.iter().find(|(directory, read)| **read != self.last_good(directory, seen));
+        changed.or(broken.first()).map(|(directory, _)| (*directory).clone())
     }
 
     fn last_good(&self, directory: &Path, seen: &BTreeMap<PathBuf, Vec<Kept>>) -> Vec<Kept> {
@@ -228,9 +244,11 @@ fn is_guard(kept: &Kept) -> bool {
     name == "guards.yaml" || name == "scope.yaml"
 }
 
-/// Whether a source's path is in a directory.
-fn within(path: &str, directory: &Path) -> bool {
-    Path::new(path).starts_with(directory)
+/// The errors in a directory's own files. Those of a directory within it are that one's.
+fn errors_in<'a>(compiled: &'a Compiled, directory: &'a Path) -> impl Iterator<Item = &'a Diagnostic> {
+    compiled.diagnostics.iter().filter(move |diagnostic| {
+        diagnostic.severity == Severity::Error && Path::new(diagnostic.path()).parent() == Some(directory)
+    })
 }
 
 /// Reads a directory's policy files as one state of it: read again when it changed meanwhile, as it
@@ -267,19 +285,31 @@ struct Stamp {
 
 fn signature(directory: &Path) -> io::Result<Vec<Stamp>> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let policy = (name.ends_with(".yaml") || name.ends_with(".yml")) && !name.starts_with('.');
-        if !policy || name.ends_with(".cases.yaml") {
-            continue;
-        }
-        let real = fs::canonicalize(&path)?;
-        let metadata = fs::metadata(&real)?;
+    for path in policy_files(directory)? {
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let real = fs::canonicalize(&path).map_err(named)?;
+        let metadata = fs::metadata(&real).map_err(named)?;
         if metadata.is_file() {
             files.push(Stamp { path, real, bytes: metadata.len(), modified: metadata.modified()? });
         }
     }
-    files.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(files)
 }
+
+/// The directory's policy files, by name.
+fn policy_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let policy = (name.ends_with(".yaml") || name.ends_with(".yml")) && !name.starts_with('.');
+        if policy && !name.ends_with(".cases.yaml") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests;

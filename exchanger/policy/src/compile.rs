@@ -134,7 +134,7 @@ pub fn compile(sources: &[Source], issuers: &[Issuer], specs: &dyn SpecCompiler)
     let mut all = Policies { guards: Guards::default(), scopes: Vec::new() };
     let guards_are_broken = !all.read(sources, &issuers, &mut diagnostics);
     let mut grants: HashMap<GrantName, Arc<Grant>> = HashMap::new();
-    let mut twice: Vec<GrantName> = Vec::new();
+    let mut removed: Vec<GrantName> = Vec::new();
     for source in sources.iter().filter(|source| Role::of(&source.path) == Role::Grant) {
         let file = Text::from(source);
         let document: GrantFile = match document::parse(&file) {
@@ -147,9 +147,13 @@ pub fn compile(sources: &[Source], issuers: &[Issuer], specs: &dyn SpecCompiler)
         let mut compiler = FileCompiler { file: &file, issuers: &issuers, found: Vec::new() };
         if let Some(grant) = compiler.grant(document, specs, &all) {
             if let Some(other) = grants.get(&grant.name) {
-                let (name, other) = (grant.name.to_string(), other.path().to_owned());
-                compiler.report(grant.at.clone(), Problem::DuplicateGrant { name, other });
-                twice.push(grant.name);
+                let twice = |other: &Grant| Problem::DuplicateGrant {
+                    name: grant.name.to_string(),
+                    other: other.path().to_owned(),
+                };
+                compiler.report(grant.at.clone(), twice(other));
+                compiler.found.push(twice(&grant).at(&other.file, other.at.clone()));
+                removed.push(grant.name);
             } else {
                 grants.insert(grant.name.clone(), Arc::new(grant));
             }
@@ -157,7 +161,7 @@ pub fn compile(sources: &[Source], issuers: &[Issuer], specs: &dyn SpecCompiler)
         diagnostics.append(&mut compiler.found);
     }
     // Which of two was meant cannot be known, and guessing would let one team take another's grant.
-    for name in twice {
+    for name in removed {
         grants.remove(&name);
     }
     // What a broken guard would have forbidden cannot be known either.

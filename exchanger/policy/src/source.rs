@@ -7,6 +7,11 @@ use std::{fmt, ops::Range, sync::Arc};
 /// The largest policy file, in bytes. A grant is a page or two.
 pub const MAX_SOURCE_BYTES: usize = 256 * 1024;
 
+/// The longest line that an excerpt shows, in bytes.
+const MAX_SHOWN_BYTES: usize = 1000;
+/// How many lines an excerpt has at most.
+const MAX_SHOWN_LINES: usize = 100;
+
 /// A file as it was read.
 #[derive(Clone, Debug)]
 pub struct Source {
@@ -96,6 +101,9 @@ impl Diagnostic {
     /// The diagnostic with an excerpt of the source and the place marked in it.
     #[must_use]
     pub fn render(&self, color: bool) -> String {
+        if !self.has_short_lines() {
+            return self.to_string();
+        }
         let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
         let handler =
             GraphicalReportHandler::new_themed(theme).with_width(118).with_links(false).with_wrap_lines(false);
@@ -105,6 +113,20 @@ impl Diagnostic {
             Ok(()) => out,
             Err(fmt::Error) => self.to_string(),
         }
+    }
+}
+
+impl Diagnostic {
+    /// Whether its lines, and those beside them, can be shown. Whoever writes a file chooses how long they are.
+    fn has_short_lines(&self) -> bool {
+        let Some(span) = &self.span else { return true };
+        let (Some(before), Some(after)) = (self.file.text.get(..span.start), self.file.text.get(span.end..)) else {
+            return false;
+        };
+        let first = before.rmatch_indices('\n').nth(1).map_or(0, |(newline, _)| newline);
+        let last = after.match_indices('\n').nth(1).map_or(self.file.text.len(), |(newline, _)| span.end + newline);
+        let lines = self.file.text.get(first..last).unwrap_or_default().lines();
+        lines.clone().count() <= MAX_SHOWN_LINES && lines.map(str::len).max().unwrap_or(0) <= MAX_SHOWN_BYTES
     }
 }
 
@@ -171,6 +193,9 @@ impl fmt::Debug for Report<'_> {
 }
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.diagnostic.span.is_none() {
+            write!(f, "{}: ", self.diagnostic.path())?;
+        }
         f.write_str(&self.diagnostic.message)
     }
 }
@@ -238,6 +263,14 @@ fn distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_far_to_the_right_is_named_and_not_drawn() {
+        let text = format!("{}x\n", " ".repeat(70_000));
+        let file = Text::from(&Source { path: "a.yaml".to_owned(), text });
+        let shown = Diagnostic::new(&file, Some(70_000..70_001), "syntax", "it is bad".to_owned()).render(false);
+        assert_eq!(shown, "a.yaml:1:70001: error[syntax]: it is bad");
+    }
 
     #[test]
     fn nearest_names() {

@@ -1,0 +1,137 @@
+//! Directories of several teams: what one writes does not reach another's.
+
+use super::*;
+use crate::{
+    app,
+    config::{Config, Env},
+};
+
+const CONFIG: &str = "public_url: https://jobpass.acme.example
+listen: 127.0.0.1:0
+state_dir: state
+issuers:
+  github: { tenants: [\"1001\"] }
+backends:
+  id: { signed_jwt: { audiences: [https://cloud.example] } }
+policies: [a, b, b/team]
+";
+
+struct World {
+    root: tempfile::TempDir,
+    policies: Policies,
+}
+
+impl World {
+    /// Starts with these files.
+    fn new(files: &[(&str, String)]) -> Self {
+        let root = tempfile::tempdir().expect("a directory");
+        for directory in ["a", "b/team"] {
+            fs::create_dir_all(root.path().join(directory)).expect("made");
+        }
+        fs::write(root.path().join("jobpass.yaml"), CONFIG).expect("written");
+        for (path, text) in files {
+            fs::write(root.path().join(path), text).expect("written");
+        }
+        let (policies, report) = Self::load(&root);
+        assert_eq!(report.stale, []);
+        Self { root, policies }
+    }
+
+    fn load(root: &tempfile::TempDir) -> (Policies, Report) {
+        let config = Config::load(&root.path().join("jobpass.yaml"), &Env::default()).expect("a config");
+        let (issuers, backends) = app::policy_world(&config).expect("built");
+        Policies::load(config.policies, &root.path().join("state"), issuers, backends)
+    }
+
+    fn write(&self, path: &str, text: &str) -> Report {
+        fs::write(self.root.path().join(path), text).expect("written");
+        self.policies.reload()
+    }
+
+    fn remove(&self, path: &str) -> Report {
+        fs::remove_file(self.root.path().join(path)).expect("removed");
+        self.policies.reload()
+    }
+
+    /// The grants in force, each with its file's directory and its TTL.
+    fn grants(&self) -> Vec<String> {
+        let set = self.policies.current();
+        let mut found: Vec<_> = set
+            .grants()
+            .map(|grant| {
+                let directory = Path::new(grant.path()).parent().expect("a directory");
+                let directory = directory.strip_prefix(self.root.path()).expect("within").display().to_string();
+                format!("{directory}: {} {}", grant.name(), grant.ttl())
+            })
+            .collect();
+        found.sort();
+        found
+    }
+}
+
+fn grant(name: &str, ttl: &str) -> String {
+    format!(
+        "grant: {name}\nowner: team@acme.example\nreview_by: 2099-01-01\nbackend: id\n\
+         credential: {{ audience: https://cloud.example, sub: x }}\nttl: {ttl}\nrules:\n  - name: main\n    issuer: github\n    \
+         match: {{ repository_owner_id: \"1001\", repository_id: \"7\", event_name: push, ref: refs/heads/main }}\n"
+    )
+}
+
+fn dangerous(name: &str) -> String {
+    grant(name, "30m").replace("push", "pull_request_target")
+}
+
+#[test]
+fn a_name_that_is_taken_takes_nothing_from_its_holder() {
+    for (newcomer, holder) in [("a", "b"), ("b", "a")] {
+        let world = World::new(&[(&format!("{holder}/x.yaml"), grant("shared", "10m"))]);
+        let report = world.write(&format!("{newcomer}/x.yaml"), &dangerous("shared"));
+        assert!(report.stale.iter().all(|(stale, _)| stale.ends_with(newcomer)), "{report:?}");
+        assert_eq!(world.grants(), [format!("{holder}: shared 600")]);
+        world.remove(&format!("{holder}/x.yaml"));
+        assert_eq!(world.grants(), [] as [String; 0], "what lint refuses is not taken when the name is free");
+        let (again, _) = World::load(&world.root);
+        assert_eq!(again.current().grants().count(), 0, "nor after a restart");
+    }
+}
+
+#[test]
+fn what_is_wrong_within_a_directory_does_not_hold_up_the_one_around_it() {
+    let world = World::new(&[("b/outer.yaml", grant("outer", "10m")), ("b/team/inner.yaml", grant("inner", "10m"))]);
+    world.write("b/team/inner.yaml", &dangerous("inner"));
+    let report = world.write("b/outer.yaml", &grant("outer", "5m"));
+    assert_eq!(world.grants(), ["b/team: inner 600", "b: outer 300"], "{report:?}");
+}
+
+#[test]
+fn a_grant_is_removed_also_beside_what_cannot_be_read() {
+    type Spoil = fn(&Path);
+    let spoils: [Spoil; 3] = [
+        |path| std::os::unix::fs::symlink("/nowhere/x.yaml", path).expect("linked"),
+        |path| fs::write(path, b"grant: \xff").expect("written"),
+        |path| fs::write(path, " ".repeat(2 * 1024 * 1024)).expect("written"),
+    ];
+    for spoil in spoils {
+        let world = World::new(&[("b/one.yaml", grant("one", "10m")), ("b/two.yaml", grant("two", "10m"))]);
+        spoil(&world.root.path().join("b/odd.yaml"));
+        let report = world.write("b/two.yaml", &grant("two", "5m"));
+        assert!(report.stale.iter().any(|(_, why)| why.contains("odd.yaml")), "{report:?}");
+        assert_eq!(world.grants(), ["b: one 600", "b: two 600"]);
+        world.remove("b/one.yaml");
+        assert_eq!(world.grants(), ["b: two 600"]);
+    }
+}
+
+#[test]
+fn a_file_that_means_harm_is_told_in_a_few_lines() {
+    let world = World::new(&[]);
+    let far = format!("\"1001\",{}event_name: pull_request_target", " ".repeat(66_000));
+    let many: Vec<_> = (0..7000).map(|n| format!("your-{n}")).collect();
+    let many = format!("\"1001\", repository: [{}]", many.join(", "));
+    for odd in [far, many] {
+        let report = world.write("a/x.yaml", &grant("x", "10m").replace("\"1001\"", &odd));
+        assert_eq!(report.stale.len(), 1);
+        let told: usize = report.diagnostics.iter().map(String::len).sum();
+        assert!(told < 100_000, "{told} bytes");
+    }
+}
