@@ -6,7 +6,7 @@ use crate::{
     store::{Hash, StoreError},
 };
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
-use std::{path::Path, time::Duration};
+use std::{os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
 /// In order; `user_version` counts how many were applied.
 const MIGRATIONS: &[&str] = &[
@@ -20,6 +20,16 @@ const PAGE_BYTES: u32 = 8192;
 
 /// Nobody else writes, but for a person with a tool; readers wait only while a log is recovered.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Tells a file from another one of its name: its device and its number there.
+pub(super) type FileId = (u64, u64);
+
+/// The file at a path.
+pub(super) fn file_id(path: &Path) -> Result<FileId, Fault> {
+    let unreadable = |error: std::io::Error| StoreError::Unavailable(format!("{}: {error}", path.display()));
+    let file = std::fs::metadata(path).map_err(|error| Fault::Store(unreadable(error)))?;
+    Ok((file.dev(), file.ino()))
+}
 
 /// The one connection that writes. Migrates first.
 pub(super) fn open_writer(path: &Path) -> Result<Connection, Fault> {

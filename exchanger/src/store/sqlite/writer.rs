@@ -172,6 +172,7 @@ impl Writer {
         shared.head.send_replace(head);
         let mut state = Thread {
             path: path.to_owned(),
+            file: schema::file_id(path)?,
             conn: None,
             log_pages: Arc::default(),
             checkpointer: start_checkpointer(path)?,
@@ -209,6 +210,8 @@ impl Writer {
 
 struct Thread {
     path: PathBuf,
+    /// The file that was opened at the start.
+    file: schema::FileId,
     conn: Option<Connection>,
     log_pages: Arc<AtomicI32>,
     checkpointer: SyncSender<()>,
@@ -273,6 +276,15 @@ impl Thread {
     }
 
     fn commit(&mut self, mut batch: Vec<Box<dyn Job>>) {
+        if !batch.is_empty() && schema::file_id(&self.path).ok() != Some(self.file) {
+            // What is written now would be gone with this process; a new file would know of no freeze and no token.
+            let failure = StoreError::Unavailable(format!(
+                "{} was removed or replaced while the server uses it: stop the server, and put the file back",
+                self.path.display()
+            ));
+            self.failed(&failure);
+            return batch.into_iter().for_each(|job| job.finish(Some(failure.clone())));
+        }
         match self.attempt(&mut batch) {
             Ok(failures) => {
                 for (job, failure) in batch.into_iter().zip(failures) {
@@ -342,8 +354,14 @@ impl Thread {
                 self.conn = Some(conn);
             }
         }
-        *lock(&self.shared.failure) = Some(failure.clone());
+        self.failed(&failure);
         failure
+    }
+
+    fn failed(&self, why: &StoreError) {
+        if lock(&self.shared.failure).replace(why.clone()).is_none() {
+            tracing::error!(error = %why, "nothing can be written to the store");
+        }
     }
 
     fn adopt(&mut self, mut conn: Connection) -> Result<(), Fault> {
