@@ -19,7 +19,7 @@ use crate::{
     document::Disclose,
     grant::{Grant, Rule},
     guards::is_overdue,
-    source::{Diagnostic, did_you_mean},
+    source::{Diagnostic, Severity, did_you_mean},
 };
 use shape::{effective, is_placeholder, is_within};
 use std::{cell::RefCell, collections::BTreeSet, ops::Range};
@@ -109,7 +109,8 @@ impl<'a> GrantLinter<'a> {
         let what = if what.is_empty() { String::new() } else { format!("{what}: ") };
         let message = format!("{subject}{what}{}", lint.reason);
         let at = at.clone().or_else(|| rule.and_then(|rule| rule.at.clone())).or_else(|| self.grant.at.clone());
-        let help = format!("{}; docs/lint.md#{id}", lint.fix);
+        let or = if lint.severity == Severity::Error { ", or `allow:` it with a reason" } else { "" };
+        let help = format!("{}{or}; docs/lint.md#{id}", lint.fix);
         let diagnostic = Diagnostic::new(&self.grant.file, at, id, message).with_help(help);
         self.found.push(diagnostic.with_severity(lint.severity));
     }

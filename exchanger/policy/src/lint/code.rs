@@ -9,11 +9,14 @@ use crate::{claims::Held, grant::Rule, pattern::Pattern};
 use std::{collections::BTreeSet, sync::Arc};
 
 impl GrantLinter<'_> {
-    /// What no job may be given anything for.
+    /// What no job may be given anything for. An event that is only excluded is not named.
     pub(super) fn never(&mut self, rule: &Rule) {
         let profile = Arc::clone(&rule.profile);
         let facts = profile.lint();
-        self.event(rule, "dangerous-event", &facts.events_dangerous);
+        let names = |event: &&String| checks_of(rule, event).next().is_some() || !admits_text(rule, event, "qzxkw");
+        if facts.event.as_ref().is_some_and(|event| names(&event)) {
+            self.event(rule, "dangerous-event", &facts.events_dangerous);
+        }
         for (claim, values) in &facts.refuse {
             let refused = values.iter().find(|value| says(rule, claim) && admits_text(rule, claim, value));
             if let Some(value) = refused {

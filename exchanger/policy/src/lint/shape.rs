@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, sync::LazyLock};
 
 static PLACEHOLDER: LazyLock<Regex> = LazyLock::new(|| {
     compiled(
-        r"\A(?:todo|tbd|fixme|xxx+|changeme|change-me|your-?.*|my-org|my-repo|example|<.*>|\.\.\.|…)\z|\$\{|\$\(|\{\{|<[a-z_-]+>",
+        r"\A(?:todo|tbd|fixme|xxx+|changeme|(?:change|replace)[-_ ]me|(?:your|insert)[-_ ].*|my-org|my-repo|<.*>|\$[a-z_]+|\.\.\.|…)\z|\$\{|\$\(|\{\{|<[a-z_-]+>",
     )
 });
 

@@ -85,6 +85,18 @@ pub(super) const FOOTGUNS: &[(&str, &str, &str, &str)] = &[
     ("github", "ref: refs/heads/main", "base_ref: main", "pull-request-claim"),
     ("github", "event_name: push", "event_name: [push, pull_request_target]", "dangerous-event"),
     ("github", "event_name: push", "event_name: { glob: \"*\" }", "dangerous-event"),
+    (
+        "github",
+        "event_name: push\n      environment: production\n      runner_environment: github-hosted\n",
+        "event_name: [push, pull_request_target]\n    when: size([\"x\"]) == 1 && claims.environment == \"production\"\n",
+        "dangerous-event",
+    ),
+    (
+        "github",
+        "event_name: push\n      environment: production\n      runner_environment: github-hosted\n",
+        "environment: production\n      runner_environment: github-hosted\n    when: claims.event_name != \"pull_request\"\n",
+        "event-not-named",
+    ),
     ("forgejo", "event_name: push", "event_name: pull_request_target", "dangerous-event"),
     ("github", "event_name: push", "event_name: pull_request", "review-event"),
     ("gitlab", "pipeline_source: push", "pipeline_source: merge_request_event", "review-event"),
