@@ -223,21 +223,29 @@ impl miette::Diagnostic for Report<'_> {
     }
 }
 
-/// The known name that was probably meant, if one is near enough.
+/// The known name that was probably meant, if one is near enough: one that it shortens, else the fewest edits away.
 pub(crate) fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let name = name.to_lowercase();
     let reach = (name.chars().count() / 3).clamp(1, 4);
     known
         .into_iter()
         .map(|candidate| {
             // Of `oidc.circleci.com/org-id`, people remember the end.
-            let spellings = [candidate, candidate.rsplit('/').next().unwrap_or(candidate)];
-            let nearest =
-                spellings.map(|known| distance(&name.to_lowercase(), &known.to_lowercase())).into_iter().min();
-            (nearest.unwrap_or(usize::MAX), candidate)
+            let spellings = [candidate, candidate.rsplit('/').next().unwrap_or(candidate)].map(str::to_lowercase);
+            let edits = |known: &String| if shortens(&name, known) { 0 } else { distance(&name, known) };
+            (spellings.iter().map(edits).min().unwrap_or(usize::MAX), candidate.len(), candidate)
         })
-        .filter(|(distance, _)| *distance <= reach)
+        .filter(|(edits, ..)| *edits <= reach)
         .min()
-        .map(|(_, candidate)| candidate)
+        .map(|(.., candidate)| candidate)
+}
+
+/// Whether a name is the beginning of another one, word by word, or its end: `repo_id` and `owner_id` are.
+fn shortens(name: &str, known: &str) -> bool {
+    let mut words = known.split('_');
+    let begins = name.len() > 2
+        && name.split('_').all(|word| !word.is_empty() && words.next().is_some_and(|whole| whole.starts_with(word)));
+    begins || known.strip_suffix(name).is_some_and(|rest| rest.ends_with('_'))
 }
 
 /// Edits (insert, delete, replace, swap neighbours) between two short texts.
@@ -281,6 +289,10 @@ mod tests {
             ("enviroment", Some("environment")),
             ("rfe", Some("ref")),
             ("Repository", Some("repository")),
+            ("repo", Some("repository")),
+            ("repo_owner_id", Some("repository_owner_id")),
+            ("owner_id", Some("repository_owner_id")),
+            ("env", Some("environment")),
             ("colour", None),
             ("", None),
         ] {
