@@ -24,7 +24,7 @@ const EXIT_USAGE: u8 = 2;
 
 /// A pass for the job, not a key for the company: trades this CI job's own token for a short-lived credential.
 #[derive(Parser)]
-#[command(name = "jobpass", version, disable_help_subcommand = true)]
+#[command(name = "jobpass", version)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
