@@ -8,11 +8,25 @@ use jobpass_exchanger::demo::{
 use jobpass_tests::{
     http::{client, now},
     ports::ANY,
+    program::built,
 };
 use jsonwebtoken::{DecodingKey, Validation, jwk::JwkSet};
 use reqwest::{Response, StatusCode};
 use serde_json::{Map, Value, json};
-use std::{str::FromStr as _, time::Duration};
+use std::{process::Command, str::FromStr as _, time::Duration};
+
+#[test]
+fn a_port_that_is_taken_is_told_and_nothing_stays() {
+    let taken = std::net::TcpListener::bind(ANY).expect("a port");
+    let port = taken.local_addr().expect("an address").port().to_string();
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut demo = Command::new(built("jobpass-exchanger"));
+    let said = demo.args(["demo", "--port", &port]).env("TMPDIR", directory.path()).output().expect("runs");
+    let told = String::from_utf8_lossy(&said.stderr);
+    assert!(!said.status.success() && told.contains("choose another with --port"), "{told}");
+    assert!(!told.contains("panicked"), "{told}");
+    assert_eq!(std::fs::read_dir(directory.path()).expect("reads").count(), 0);
+}
 
 async fn issuer(ci: Ci) -> Issuer {
     Issuer::start(ANY, ci, now).await.expect("the issuer starts")
