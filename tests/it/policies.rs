@@ -160,6 +160,30 @@ fn each_server_s_policies_are_a_set() {
 }
 
 #[test]
+fn a_token_of_a_tenant_that_may_not_ask_is_explained() {
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::create_dir(directory.path().join("grants")).expect("made");
+    let grant = "grant: x\nowner: team@acme.example\nbackend: id\nttl: 10m\n\
+                 credential: { audience: https://cloud.example, sub: x }\n\
+                 rules:\n  - { name: main, issuer: github, match: { ref: refs/heads/main } }\n";
+    fs::write(directory.path().join("grants/x.yaml"), grant).expect("written");
+    for (tenant, code, expected) in [("1001", 0, "permitted: x"), ("5551", 2, "(repository_owner_id 5551)")] {
+        let config = format!(
+            "public_url: https://jobpass.acme.example\nlisten: 127.0.0.1:0\nstate_dir: state\npolicies: [grants]\n\
+             issuers: {{ github: {{ tenants: [\"{tenant}\"] }} }}\n\
+             backends: {{ id: {{ signed_jwt: {{ audiences: [https://cloud.example] }} }} }}\n"
+        );
+        fs::write(directory.path().join("config.yaml"), config).expect("written");
+        let said = policy(directory.path(), &["explain", "x", "--config", "config.yaml", "--fixture", "github/push"]);
+        let told = text(&said.stdout) + &text(&said.stderr);
+        assert_eq!(said.status.code(), Some(code), "{told}");
+        assert!(told.contains(expected), "{told}");
+        let said = policy(directory.path(), &["who-can", "x", "--config", "config.yaml"]);
+        assert!(text(&said.stderr).contains(&format!("(repository_owner_id {tenant})")), "{said:?}");
+    }
+}
+
+#[test]
 fn a_misspelt_file_is_not_passed_over() {
     let good = fs::read_to_string(root().join("exchanger/policy/tests/it/lint/github.yaml")).expect("a grant");
     for (name, file, expected) in [

@@ -9,6 +9,7 @@ mod file;
 pub use facts::{Ask, Demand, Fork, LintFacts, RefType, Reusable, Words};
 pub(crate) use file::{unnamed, unwrapped};
 
+use crate::claims::Claims;
 use file::profiles;
 use jobpass_protocol::IssuerName;
 use regex::Regex;
@@ -32,6 +33,12 @@ pub struct Issuer {
 }
 
 impl Issuer {
+    /// Whether a token's tenant may talk to us at all.
+    #[must_use]
+    pub fn admits(&self, claims: &Claims) -> bool {
+        self.tenants.is_empty() || claims.tenant().is_some_and(|own| self.tenants.iter().any(|one| *one == own))
+    }
+
     /// The issuer that tools without a configuration assume under this name: the profile of the
     /// same name at its default address (or at an address of nobody, where it has none).
     #[must_use]

@@ -26,6 +26,7 @@ use serde_json::{Map, Value};
 use std::{
     collections::BTreeMap,
     fmt::Display,
+    io::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -179,6 +180,9 @@ fn decided(flags: &ExplainFlags, grant: &str) -> anyhow::Result<Explanation> {
     let issuer = issuer_of(&loaded, flags, grant, &payload)?;
     let at = SystemClock.now().secs();
     let claims = Arc::new(claims_of(issuer, payload, at)?);
+    if !issuer.admits(&claims) {
+        bail!("the server refuses this token before it asks policy: its tenant is not one of {}", tenants(issuer));
+    }
     let request = Request {
         grant,
         issuer: &issuer.name,
@@ -236,7 +240,17 @@ pub(super) fn run_who_can(flags: &WhoCanFlags) -> Answer {
     let loaded = flags.files.load()?;
     let grant = loaded.set.grant(&flags.grant).with_context(|| format!("there is no grant {}", flags.grant))?;
     say(&who_can(&loaded.set, grant), flags.json)?;
+    let asked = |issuer: &&Issuer| grant.rules().iter().any(|rule| *rule.issuer() == issuer.name);
+    for issuer in loaded.issuers.iter().filter(asked).filter(|issuer| !issuer.tenants.is_empty()) {
+        writeln!(std::io::stderr().lock(), "note: the server refuses whose tenant is not one of {}", tenants(issuer))?;
+    }
     Ok(true)
+}
+
+/// Whom the server's config lets ask at all.
+fn tenants(issuer: &Issuer) -> String {
+    let claim = issuer.profile.tenant_claim().unwrap_or("tenant");
+    format!("issuer {}'s `tenants` ({claim} {})", issuer.name, issuer.tenants.join(", "))
 }
 
 pub(super) fn run_what_can(flags: &WhatCanFlags) -> Answer {

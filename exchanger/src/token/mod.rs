@@ -158,12 +158,7 @@ impl Verifier {
         if exceeds(now, registered.iat, profile.max_age()) {
             return Err(TokenError::TooOld(profile.max_age()));
         }
-        if !issuer.tenants.is_empty()
-            && !claims.tenant().is_some_and(|own| issuer.tenants.iter().any(|one| *one == own))
-        {
-            return Err(TokenError::ForeignTenant);
-        }
-        Ok(())
+        if issuer.admits(claims) { Ok(()) } else { Err(TokenError::ForeignTenant) }
     }
 }
 
