@@ -160,7 +160,10 @@ impl Policies {
             tracing::warn!("{text}");
         }
         for (_, reason) in &report.stale {
-            tracing::error!(reason, "a policy directory is not in force as it is on disk; its last good grants are");
+            tracing::error!(
+                reason,
+                "a policy directory is not in force as it is on disk, but as it last was without errors"
+            );
         }
         let set = self.current();
         if report.changed {

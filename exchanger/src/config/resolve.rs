@@ -298,7 +298,12 @@ impl Reader<'_> {
                 self.problem(at, "`jwks_file` and `jwks_uri` exclude each other", "keep one of them");
                 return None;
             }
-            (Some(path), None) => KeySource::File(self.join(&path)),
+            (Some(path), None) => {
+                if file.ca_file.is_some() {
+                    self.problem(at, "`ca_file` has no use beside `jwks_file`", "leave it out: nothing is fetched");
+                }
+                KeySource::File(self.join(&path))
+            }
             (None, Some(uri)) => match Url::parse(&uri.value) {
                 Ok(url) => KeySource::Uri(url),
                 Err(error) => {

@@ -373,8 +373,8 @@ async fn decision(
 ) -> Result<Json<Vec<Box<RawValue>>>, Refused> {
     let entries = find::entries_of(&*app.store, id).await?;
     if entries.is_empty() {
-        let why = "it is older than what the store keeps, or one of many like it within a minute, which are one \
-                   entry of the audit log, under the first's id and the last's";
+        let why = "it is older than what the store keeps, or one of many like it within a minute, which become one \
+                   entry of the audit log when the minute is over: then ask again";
         return Err(Refused(StatusCode::NOT_FOUND, format!("there is no decision {id}: {why}")));
     }
     let raw = entries
