@@ -158,7 +158,10 @@ impl Verifier {
         if exceeds(now, registered.iat, profile.max_age()) {
             return Err(TokenError::TooOld(profile.max_age()));
         }
-        if issuer.admits(claims) { Ok(()) } else { Err(TokenError::ForeignTenant) }
+        if !issuer.admits(claims) {
+            return Err(TokenError::ForeignTenant);
+        }
+        Ok(())
     }
 }
 
