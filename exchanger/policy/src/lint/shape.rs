@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, sync::LazyLock};
 
 static PLACEHOLDER: LazyLock<Regex> = LazyLock::new(|| {
     compiled(
-        r"\A(?:todo|tbd|fixme|xxx+|changeme|(?:change|replace)[-_ ]me|(?:your|insert)[-_ ].*|my-org|my-repo|<.*>|\$[a-z_]+|\.\.\.|…)\z|\$\{|\$\(|\{\{|<[a-z_-]+>",
+        r"(?i)\A(?:todo|tbd|fixme|xxx+|changeme|(?:change|replace)[-_ ]me|(?:your|insert)[-_ ].*|my-org|my-repo|<.*>|\$[a-z_]+|\.\.\.|…)\z|\$\{|\$\(|\{\{|<[a-z_-]+>",
     )
 });
 
@@ -23,7 +23,7 @@ fn compiled(text: &str) -> Regex {
 }
 
 pub(super) fn is_placeholder(text: &str) -> bool {
-    PLACEHOLDER.is_match(&text.to_lowercase())
+    PLACEHOLDER.is_match(text)
 }
 
 pub(super) fn checks_of<'r>(rule: &'r Rule, claim: &str) -> impl Iterator<Item = &'r Check> {

@@ -43,6 +43,10 @@ pub(super) fn seen(profile: &Profile, claim: &str) -> BTreeSet<String> {
 
 /// Whether the rule could permit a job in whose token a claim is held so, whatever the other claims are.
 pub(super) fn admits(rule: &Rule, claim: &str, held: Held) -> bool {
+    // Mostly it is the line on the claim itself that settles it.
+    if rule.checks.iter().any(|check| *check.claim == *claim && !check.matcher.is_match(&held)) {
+        return false;
+    }
     let mut known: Known = parts(&rule.profile, claim, &held);
     known.insert(claim.to_owned(), held);
     let fits = |claim: &str, matcher: &Matcher| known.get(claim).is_none_or(|held| matcher.is_match(held));
