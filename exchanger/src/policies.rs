@@ -104,9 +104,10 @@ impl Policies {
                 Err(error) => {
                     report.stale.push((directory.clone(), format!("{}: {error}", directory.display())));
                     let mut good = self.last_good(directory, &seen);
-                    // Which files there are can be known without reading them: what was removed is.
+                    // Which grants were removed can be known without reading a file. What binds grants stays: it may
+                    // be absent for the moment only.
                     if let Ok(present) = policy_files(directory) {
-                        good.retain(|kept| present.iter().any(|path| *path == *kept.path));
+                        good.retain(|kept| is_guard(kept) || present.iter().any(|path| *path == *kept.path));
                     }
                     sources.insert(directory.clone(), good);
                 }

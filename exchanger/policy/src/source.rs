@@ -114,9 +114,7 @@ impl Diagnostic {
             Err(fmt::Error) => self.to_string(),
         }
     }
-}
 
-impl Diagnostic {
     /// Whether its lines, and those beside them, can be shown. Whoever writes a file chooses how long they are.
     fn has_short_lines(&self) -> bool {
         let Some(span) = &self.span else { return true };

@@ -112,13 +112,21 @@ fn a_grant_is_removed_also_beside_what_cannot_be_read() {
         |path| fs::write(path, " ".repeat(2 * 1024 * 1024)).expect("written"),
     ];
     for spoil in spoils {
-        let world = World::new(&[("b/one.yaml", grant("one", "10m")), ("b/two.yaml", grant("two", "10m"))]);
+        let guards = "forbid:\n  - { name: no-tags, issuer: github, match: { ref_type: tag } }\n".to_owned();
+        let world = World::new(&[
+            ("b/guards.yaml", guards),
+            ("b/one.yaml", grant("one", "10m")),
+            ("b/two.yaml", grant("two", "10m")),
+        ]);
         spoil(&world.root.path().join("b/odd.yaml"));
         let report = world.write("b/two.yaml", &grant("two", "5m"));
         assert!(report.stale.iter().any(|(_, why)| why.contains("odd.yaml")), "{report:?}");
         assert_eq!(world.grants(), ["b: one 600", "b: two 600"]);
         world.remove("b/one.yaml");
         assert_eq!(world.grants(), ["b: two 600"]);
+        let guarded = world.policies.current().digest().to_owned();
+        world.remove("b/guards.yaml");
+        assert_eq!(world.policies.current().digest(), guarded, "a guard is not removed so");
     }
 }
 
