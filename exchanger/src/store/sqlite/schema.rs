@@ -6,7 +6,11 @@ use crate::{
     store::{Hash, StoreError},
 };
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
-use std::{os::unix::fs::MetadataExt as _, path::Path, time::Duration};
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// In order; `user_version` counts how many were applied.
 const MIGRATIONS: &[&str] = &[
@@ -29,6 +33,13 @@ pub(super) fn file_id(path: &Path) -> Result<FileId, Fault> {
     let unreadable = |error: std::io::Error| StoreError::Unavailable(format!("{}: {error}", path.display()));
     let file = std::fs::metadata(path).map_err(|error| Fault::Store(unreadable(error)))?;
     Ok((file.dev(), file.ino()))
+}
+
+/// The write-ahead log of the database at a path.
+pub(super) fn log_path(path: &Path) -> PathBuf {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    log.into()
 }
 
 /// The one connection that writes. Migrates first.

@@ -164,22 +164,26 @@ async fn a_full_disk_and_a_read_only_one_pass() {
 async fn a_file_that_is_removed_takes_nothing_until_it_is_back() {
     let file = File::new(0);
     let world = World::new(Box::new(file.clone()));
-    let (path, aside) = (file.directory.path().join("jobpass.db"), file.directory.path().join("aside"));
+    let aside = file.directory.path().join("aside");
     let freeze = || {
         world.store.freeze(FreezeTarget::All, Some("an incident".to_owned()), Entry::new(world.now(), Event::Freeze))
     };
-    std::fs::rename(&path, &aside).expect("moved");
-    for replaced in [false, true] {
-        if replaced {
-            std::fs::write(&path, "").expect("written");
-        }
-        let refused = freeze().await.expect_err("nothing of this would be left").to_string();
-        assert!(refused.contains("removed or replaced"), "{refused}");
-        assert!(world.store.check().is_err(), "the server is not ready");
-    }
-    std::fs::rename(&aside, &path).expect("moved back");
     freeze().await.expect("frozen");
-    world.store.check().expect("ready");
+    for name in ["jobpass.db", "jobpass.db-wal"] {
+        let path = file.directory.path().join(name);
+        std::fs::rename(&path, &aside).expect("moved");
+        for replaced in [false, true] {
+            if replaced {
+                std::fs::write(&path, "").expect("written");
+            }
+            let refused = freeze().await.expect_err("nothing of this would be left").to_string();
+            assert!(refused.contains(&format!("{name} was removed or replaced")), "{refused}");
+            assert!(world.store.check().is_err(), "the server is not ready");
+        }
+        std::fs::rename(&aside, &path).expect("moved back");
+        freeze().await.expect("frozen");
+        world.store.check().expect("ready");
+    }
 }
 
 #[tokio::test]

@@ -173,6 +173,7 @@ impl Writer {
         let mut state = Thread {
             path: path.to_owned(),
             file: schema::file_id(path)?,
+            log: None,
             conn: None,
             log_pages: Arc::default(),
             checkpointer: start_checkpointer(path)?,
@@ -210,8 +211,9 @@ impl Writer {
 
 struct Thread {
     path: PathBuf,
-    /// The file that was opened at the start.
+    /// The file that was opened at the start, and its log once something was written to that.
     file: schema::FileId,
+    log: Option<schema::FileId>,
     conn: Option<Connection>,
     log_pages: Arc<AtomicI32>,
     checkpointer: SyncSender<()>,
@@ -276,11 +278,13 @@ impl Thread {
     }
 
     fn commit(&mut self, mut batch: Vec<Box<dyn Job>>) {
-        if !batch.is_empty() && schema::file_id(&self.path).ok() != Some(self.file) {
+        if !batch.is_empty()
+            && let Some(path) = self.misplaced()
+        {
             // What is written now would be gone with this process; a new file would know of no freeze and no token.
             let failure = StoreError::Unavailable(format!(
                 "{} was removed or replaced while the server uses it: stop the server, and put the file back",
-                self.path.display()
+                path.display()
             ));
             self.failed(&failure);
             return batch.into_iter().for_each(|job| job.finish(Some(failure.clone())));
@@ -329,6 +333,9 @@ impl Thread {
             }
         }
         conn.prepare_cached("COMMIT")?.execute([])?;
+        if self.log.is_none() {
+            self.log = schema::file_id(&schema::log_path(&self.path)).ok();
+        }
         if let Some(freezes) = tx.freezes {
             *self.shared.freezes.write().unwrap_or_else(PoisonError::into_inner) = freezes;
         }
@@ -354,8 +361,19 @@ impl Thread {
                 self.conn = Some(conn);
             }
         }
+        if self.conn.is_none() {
+            // The last connection of all takes the log away.
+            self.log = None;
+        }
         self.failed(&failure);
         failure
+    }
+
+    /// A file that is not any more where the connection opened it.
+    fn misplaced(&self) -> Option<PathBuf> {
+        let files = [(self.path.clone(), Some(self.file)), (schema::log_path(&self.path), self.log)];
+        let is_elsewhere = |path: &Path, known| schema::file_id(path).ok() != Some(known);
+        files.into_iter().find_map(|(path, known)| known.filter(|known| is_elsewhere(&path, *known)).map(|_| path))
     }
 
     fn failed(&self, why: &StoreError) {
