@@ -230,7 +230,13 @@ pub(crate) fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a s
         .map(|candidate| {
             // Of `oidc.circleci.com/org-id`, people remember the end.
             let spellings = [candidate, candidate.rsplit('/').next().unwrap_or(candidate)].map(str::to_lowercase);
-            let edits = |known: &String| if shortens(&name, known) { 0 } else { distance(&name, known) };
+            // So many edits are needed at least: whoever writes a file chooses how long its names are.
+            let is_far = |known: &str| name.chars().count().abs_diff(known.chars().count()) > reach;
+            let edits = |known: &String| match known {
+                known if shortens(&name, known) => 0,
+                known if is_far(known) => usize::MAX,
+                known => distance(&name, known),
+            };
             (spellings.iter().map(edits).min().unwrap_or(usize::MAX), candidate.len(), candidate)
         })
         .filter(|(edits, ..)| *edits <= reach)

@@ -13,10 +13,14 @@ impl GrantLinter<'_> {
     pub(super) fn never(&mut self, rule: &Rule) {
         let profile = Arc::clone(&rule.profile);
         let facts = profile.lint();
-        let names = |event: &&String| checks_of(rule, event).next().is_some() || !admits_text(rule, event, "qzxkw");
-        if facts.event.as_ref().is_some_and(|event| names(&event)) {
-            self.event(rule, "dangerous-event", &facts.events_dangerous);
-        }
+        let is_open = facts
+            .event
+            .as_ref()
+            .is_some_and(|event| checks_of(rule, event).next().is_none() && admits_text(rule, event, "qzxkw"));
+        let written: Vec<_> = rule.condition.iter().flat_map(|condition| condition.texts()).collect();
+        let mut dangerous = facts.events_dangerous.clone();
+        dangerous.retain(|kind| !is_open || written.contains(&kind.as_str()));
+        self.event(rule, "dangerous-event", &dangerous);
         for (claim, values) in &facts.refuse {
             let refused = values.iter().find(|value| says(rule, claim) && admits_text(rule, claim, value));
             if let Some(value) = refused {
