@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -30,7 +31,7 @@ pub struct Policies {
     issuers: Vec<Issuer>,
     backends: Backends,
     /// What was last compiled, by directory, so that an unchanged one costs no work.
-    seen: Mutex<BTreeMap<PathBuf, Vec<Kept>>>,
+    seen: Mutex<Sources>,
 }
 
 /// One source as it is kept on disk for the next start.
@@ -39,6 +40,9 @@ struct Kept {
     path: String,
     text: String,
 }
+
+/// Sources by directory.
+type Sources = BTreeMap<PathBuf, Vec<Kept>>;
 
 /// How a (re)load went.
 #[derive(Debug, Default)]
@@ -52,6 +56,10 @@ pub struct Report {
 }
 
 impl Report {
+    fn is_stale(&self, directory: &Path) -> bool {
+        self.stale.iter().any(|(stale, _)| stale == directory)
+    }
+
     fn show<'a>(&mut self, found: impl IntoIterator<Item = &'a Diagnostic>) {
         let mut found = found.into_iter();
         self.diagnostics.extend(found.by_ref().take(MAX_SHOWN).map(|diagnostic| diagnostic.render(false)));
@@ -95,7 +103,7 @@ impl Policies {
     pub fn reload(&self) -> Report {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let mut report = Report::default();
-        let mut sources: BTreeMap<PathBuf, Vec<Kept>> = BTreeMap::new();
+        let mut sources = Sources::new();
         for directory in &self.directories {
             match read_directory(directory) {
                 Ok(read) => {
@@ -103,13 +111,11 @@ impl Policies {
                 }
                 Err(error) => {
                     report.stale.push((directory.clone(), format!("{}: {error}", directory.display())));
-                    let mut good = self.last_good(directory, &seen);
-                    // Which grants were removed can be known without reading a file. What binds grants stays: it may
-                    // be absent for the moment only.
-                    if let Ok(present) = policy_files(directory) {
-                        good.retain(|kept| is_guard(kept) || present.iter().any(|path| *path == *kept.path));
-                    }
-                    sources.insert(directory.clone(), good);
+                    // Which grants were removed can be known without reading a file.
+                    let present = policy_files(directory).ok();
+                    let is_there =
+                        |path: &str| present.as_ref().is_none_or(|present| present.iter().any(|known| *known == *path));
+                    sources.insert(directory.clone(), self.fall_back(directory, &seen, is_there));
                 }
             }
         }
@@ -117,34 +123,27 @@ impl Policies {
             return report;
         }
         let mut compiled = self.compile(&sources);
-        if compiled.guards_are_broken {
-            // What bound every grant is not known: the last good state of all stays, and nothing but
-            // removals gets through. Where there is no last good state, nothing is granted.
-            for (directory, read) in &mut sources {
-                let mut good = self.last_good(directory, &seen);
-                good.retain(|kept| is_guard(kept) || read.iter().any(|present| present.path == kept.path));
-                *read = good;
-                if !report.stale.iter().any(|(stale, _)| stale == directory) {
-                    report.stale.push((directory.clone(), "the guards have errors".to_owned()));
-                }
+        loop {
+            if compiled.guards_are_broken {
+                compiled = self.hold(&compiled, &mut sources, &seen, &mut report);
             }
-            report.show(&compiled.diagnostics);
-            compiled = self.compile(&sources);
-        }
-        // A directory with errors falls back to its last good sources, minus what was removed from it.
-        while let Some(broken) = self.first_broken(&compiled, &sources, &seen, &report) {
-            report.show(errors_in(&compiled, &broken));
-            let present: Vec<String> = sources.remove(&broken).into_iter().flatten().map(|kept| kept.path).collect();
-            let mut good = self.last_good(&broken, &seen);
-            good.retain(|kept| present.contains(&kept.path));
-            report.stale.push((broken.clone(), format!("{}: has errors", broken.display())));
-            sources.insert(broken, good);
+            let broken = self.broken(&compiled, &sources, &seen, &report);
+            if broken.is_empty() {
+                break;
+            }
+            for directory in broken {
+                report.show(errors_in(&compiled, &directory));
+                report.stale.push((directory.clone(), format!("{}: has errors", directory.display())));
+                let present = sources.remove(&directory).unwrap_or_default();
+                let is_there = |path: &str| present.iter().any(|kept| kept.path == path);
+                sources.insert(directory.clone(), self.fall_back(&directory, &seen, is_there));
+            }
             compiled = self.compile(&sources);
         }
         report.show(&compiled.diagnostics);
         report.changed = compiled.set.digest() != self.current.load().digest();
         for (directory, kept) in &sources {
-            if !report.stale.iter().any(|(stale, _)| stale == directory)
+            if !report.is_stale(directory)
                 && let Err(error) = self.keep(directory, kept)
             {
                 tracing::warn!(directory = %directory.display(), %error, "the last good policies could not be kept");
@@ -173,30 +172,58 @@ impl Policies {
         metrics.policies(report.stale.is_empty(), set.grants().count());
     }
 
-    fn compile(&self, sources: &BTreeMap<PathBuf, Vec<Kept>>) -> Compiled {
+    fn compile(&self, sources: &Sources) -> Compiled {
         let all = sources.values().flatten().map(|kept| Source { path: kept.path.clone(), text: kept.text.clone() });
         compile_and_lint(&all.collect::<Vec<_>>(), &self.issuers, &self.backends)
     }
 
-    /// A directory with an error that is to fall back. Where two directories' grants have one name, it is the one
-    /// that changed: nobody takes a grant out of force by naming another one like it.
-    fn first_broken(
-        &self,
-        compiled: &Compiled,
-        sources: &BTreeMap<PathBuf, Vec<Kept>>,
-        seen: &BTreeMap<PathBuf, Vec<Kept>>,
-        report: &Report,
-    ) -> Option<PathBuf> {
-        let is_stale = |directory| report.stale.iter().any(|(stale, _)| stale == directory);
-        let broken: Vec<_> = sources
-            .iter()
-            .filter(|(directory, _)| !is_stale(*directory) && errors_in(compiled, directory).next().is_some())
-            .collect();
-        let changed = broken.iter().find(|(directory, read)| **read != self.last_good(directory, seen));
-        changed.or(broken.first()).map(|(directory, _)| (*directory).clone())
+    /// Has all directories stay as they last were without errors, and lets nothing but removals through: what would
+    /// bind every grant is not known. Where there is no such state, nothing is granted.
+    fn hold(&self, compiled: &Compiled, sources: &mut Sources, seen: &Sources, report: &mut Report) -> Compiled {
+        report.show(&compiled.diagnostics);
+        for (directory, read) in sources.iter_mut() {
+            *read = self.fall_back(directory, seen, |path| read.iter().any(|present| present.path == path));
+            if !report.is_stale(directory) {
+                report.stale.push((directory.clone(), "the guards have errors".to_owned()));
+            }
+        }
+        self.compile(sources)
     }
 
-    fn last_good(&self, directory: &Path, seen: &BTreeMap<PathBuf, Vec<Kept>>) -> Vec<Kept> {
+    /// The directories that are to fall back now. Where grants have one name, the one that has been in force keeps
+    /// it, so that nobody takes a grant out of force, or holds up its changes, by naming another one like it.
+    fn broken(&self, compiled: &Compiled, sources: &Sources, seen: &Sources, report: &Report) -> Vec<PathBuf> {
+        let is_broken = |directory: &&PathBuf| {
+            !report.is_stale(directory) && errors_in(compiled, directory).any(|error| error.code != "duplicate-grant")
+        };
+        // One at a time: what is wrong in one may be a consequence of what is in another.
+        if let Some(first) = sources.keys().find(is_broken) {
+            return vec![first.clone()];
+        }
+        for (name, paths) in &compiled.duplicates {
+            let named = |directory: &&PathBuf| paths.iter().any(|path| Path::new(path).parent() == Some(directory));
+            let holds = |directory: &&PathBuf| {
+                let good = Sources::from([((*directory).clone(), self.last_good(directory, seen))]);
+                self.compile(&good).set.grant(name.as_str()).is_some()
+            };
+            let (holders, newcomers): (Vec<_>, Vec<_>) = sources.keys().filter(named).partition(holds);
+            let mut back = if newcomers.is_empty() { holders } else { newcomers };
+            back.retain(|directory| !report.is_stale(directory));
+            if !back.is_empty() {
+                return back.into_iter().cloned().collect();
+            }
+        }
+        Vec::new()
+    }
+
+    /// What was last good in a directory, without the grants whose files are gone. What binds grants stays.
+    fn fall_back(&self, directory: &Path, seen: &Sources, is_there: impl Fn(&str) -> bool) -> Vec<Kept> {
+        let mut good = self.last_good(directory, seen);
+        good.retain(|kept| is_guard(kept) || is_there(&kept.path));
+        good
+    }
+
+    fn last_good(&self, directory: &Path, seen: &Sources) -> Vec<Kept> {
         if let Some(kept) = seen.get(directory) {
             return kept.clone();
         }
@@ -244,8 +271,8 @@ fn compile_and_lint(sources: &[Source], issuers: &[Issuer], backends: &Backends)
 
 /// Whether a file binds grants rather than being one.
 fn is_guard(kept: &Kept) -> bool {
-    let name = Path::new(&kept.path).file_name().unwrap_or_default();
-    name == "guards.yaml" || name == "scope.yaml"
+    let name = Path::new(&kept.path).file_stem().unwrap_or_default();
+    name == "guards" || name == "scope"
 }
 
 /// The errors in a directory's own files. Those of a directory within it are that one's.
@@ -262,11 +289,8 @@ fn read_directory(directory: &Path) -> io::Result<Vec<Kept>> {
         let before = signature(directory)?;
         let mut read = Vec::with_capacity(before.len());
         for file in &before {
-            if file.bytes > MAX_FILE_BYTES {
-                return Err(io::Error::other(format!("{} is larger than {MAX_FILE_BYTES} bytes", file.path.display())));
-            }
             // By its real path: a symbolic link that is swapped meanwhile must not mix two states.
-            match fs::read_to_string(&file.real) {
+            match read_bounded(&file.real) {
                 Ok(text) => read.push(Kept { path: file.path.display().to_string(), text }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => break,
                 Err(error) => return Err(io::Error::new(error.kind(), format!("{}: {error}", file.path.display()))),
@@ -277,6 +301,16 @@ fn read_directory(directory: &Path) -> io::Result<Vec<Kept>> {
         }
     }
     Err(io::Error::other("it changes faster than it can be read"))
+}
+
+/// Reads no more than is allowed, whatever size the file says it has.
+fn read_bounded(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let read = fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+    if read as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::other(format!("it is larger than {MAX_FILE_BYTES} bytes")));
+    }
+    Ok(text)
 }
 
 #[derive(PartialEq, Eq)]

@@ -17,7 +17,13 @@ use crate::{
 use jobpass_protocol::{BackendName, GrantName, NameError, RuleName};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
-use std::{any::Any, collections::HashMap, fmt::Write, ops::Range, sync::Arc};
+use std::{
+    any::Any,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::Write,
+    ops::Range,
+    sync::Arc,
+};
 
 pub use crate::{grant::GrantContext, source::Source};
 
@@ -115,6 +121,8 @@ pub struct Compiled {
     /// Whether the guards or a scope have an error. Then there is no grant in the set: keep the old
     /// one, without the grants whose files are gone.
     pub guards_are_broken: bool,
+    /// Names that several files give their grants, with these files' paths. None of these grants is in the set.
+    pub duplicates: BTreeMap<GrantName, BTreeSet<String>>,
 }
 
 impl Compiled {
@@ -134,7 +142,7 @@ pub fn compile(sources: &[Source], issuers: &[Issuer], specs: &dyn SpecCompiler)
     let mut all = Policies { guards: Guards::default(), scopes: Vec::new() };
     let guards_are_broken = !all.read(sources, &issuers, &mut diagnostics);
     let mut grants: HashMap<GrantName, Arc<Grant>> = HashMap::new();
-    let mut removed: Vec<GrantName> = Vec::new();
+    let mut duplicates: BTreeMap<GrantName, BTreeSet<String>> = BTreeMap::new();
     for source in sources.iter().filter(|source| Role::of(&source.path) == Role::Grant) {
         let file = Text::from(source);
         let document: GrantFile = match document::parse(&file) {
@@ -153,7 +161,8 @@ pub fn compile(sources: &[Source], issuers: &[Issuer], specs: &dyn SpecCompiler)
                 };
                 compiler.report(grant.at.clone(), twice(other));
                 compiler.found.push(twice(&grant).at(&other.file, other.at.clone()));
-                removed.push(grant.name);
+                let paths = [grant.path(), other.path()].map(str::to_owned);
+                duplicates.entry(grant.name.clone()).or_default().extend(paths);
             } else {
                 grants.insert(grant.name.clone(), Arc::new(grant));
             }
@@ -161,15 +170,15 @@ pub fn compile(sources: &[Source], issuers: &[Issuer], specs: &dyn SpecCompiler)
         diagnostics.append(&mut compiler.found);
     }
     // Which of two was meant cannot be known, and guessing would let one team take another's grant.
-    for name in removed {
-        grants.remove(&name);
+    for name in duplicates.keys() {
+        grants.remove(name);
     }
     // What a broken guard would have forbidden cannot be known either.
     if guards_are_broken {
         grants.clear();
     }
     let set = PolicySet::new(grants, all.guards, digest(sources));
-    Compiled { set, diagnostics, guards_are_broken }
+    Compiled { set, diagnostics, guards_are_broken, duplicates }
 }
 
 /// What kind of file a path names.

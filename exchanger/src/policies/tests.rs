@@ -96,6 +96,42 @@ fn a_name_that_is_taken_takes_nothing_from_its_holder() {
 }
 
 #[test]
+fn whose_name_is_taken_may_change_on() {
+    for (newcomer, holder) in [("a", "b"), ("b", "a")] {
+        let world = World::new(&[(&format!("{holder}/x.yaml"), grant("shared", "10m"))]);
+        world.write(&format!("{newcomer}/x.yaml"), &grant("shared", "20m"));
+        world.write(&format!("{holder}/x.yaml"), &grant("shared", "5m"));
+        assert_eq!(world.grants(), [format!("{holder}: shared 300")]);
+    }
+}
+
+#[test]
+fn of_two_newcomers_with_one_name_neither_gets_it() {
+    let world = World::new(&[("a/x.yaml", grant("shared", "10m")), ("b/y.yaml", grant("other", "10m"))]);
+    fs::write(world.root.path().join("b/x.yaml"), grant("shared", "20m")).expect("written");
+    fs::remove_dir_all(world.root.path().join("state/policies")).expect("forgotten");
+    let (fresh, report) = World::load(&world.root);
+    assert_eq!((fresh.current().grants().count(), report.stale.len()), (0, 2));
+}
+
+#[test]
+fn what_binds_grants_stays_while_there_are_errors() {
+    let guards = "forbid:\n  - { name: no-tags, issuer: github, match: { ref_type: tag } }\n";
+    for name in ["guards.yaml", "guards.yml"] {
+        let guards_path = format!("a/{name}");
+        let world = World::new(&[("a/x.yaml", grant("x", "10m")), (&guards_path, guards.to_owned())]);
+        let guarded = world.policies.current().digest().to_owned();
+        world.write("a/x.yaml", "grant: [");
+        world.remove(&guards_path);
+        assert_eq!(world.policies.current().digest(), guarded, "{name}");
+        world.write("b/guards.yaml", guards);
+        assert_eq!(world.policies.current().digest(), guarded, "{name} is moved");
+        world.write("a/x.yaml", &grant("x", "5m"));
+        assert_eq!(world.grants(), ["a: x 300"]);
+    }
+}
+
+#[test]
 fn what_is_wrong_within_a_directory_does_not_hold_up_the_one_around_it() {
     let world = World::new(&[("b/outer.yaml", grant("outer", "10m")), ("b/team/inner.yaml", grant("inner", "10m"))]);
     world.write("b/team/inner.yaml", &dangerous("inner"));
@@ -106,7 +142,8 @@ fn what_is_wrong_within_a_directory_does_not_hold_up_the_one_around_it() {
 #[test]
 fn a_grant_is_removed_also_beside_what_cannot_be_read() {
     type Spoil = fn(&Path);
-    let spoils: [Spoil; 3] = [
+    let spoils: [Spoil; 4] = [
+        |path| std::os::unix::fs::symlink("/proc/self/pagemap", path).expect("linked"),
         |path| std::os::unix::fs::symlink("/nowhere/x.yaml", path).expect("linked"),
         |path| fs::write(path, b"grant: \xff").expect("written"),
         |path| fs::write(path, " ".repeat(2 * 1024 * 1024)).expect("written"),
