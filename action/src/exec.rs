@@ -12,13 +12,15 @@ use jobpass_protocol::Secret;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fd::AsFd,
+    fs::{Access, access},
     io::{Errno, ioctl_fionread},
     process::{Pid, WaitId, WaitIdOptions, waitid},
 };
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io::{self, Read, Write},
     os::unix::{ffi::OsStrExt as _, process::ExitStatusExt as _},
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::OnceLock,
     thread,
@@ -69,6 +71,29 @@ impl SpawnError {
     pub(crate) fn exit_code(&self) -> u8 {
         if self.source.kind() == io::ErrorKind::NotFound { EXIT_NOT_FOUND } else { EXIT_CANNOT_RUN }
     }
+}
+
+/// Looks for a command as its start will, so that no credential is made for one that is not there.
+///
+/// # Errors
+/// When it certainly cannot be started.
+pub(crate) fn find(command: &OsStr, env: &Env) -> Result<(), SpawnError> {
+    let paths: Vec<PathBuf> = match env.text("PATH") {
+        _ if command.as_bytes().contains(&b'/') => vec![command.into()],
+        Some(path) => std::env::split_paths(path).map(|directory| directory.join(command)).collect(),
+        // The system has directories of its own for that.
+        None => return Ok(()),
+    };
+    let mut source = Errno::NOENT;
+    for path in paths {
+        match access(&path, Access::EXEC_OK) {
+            Ok(()) if path.is_dir() => source = Errno::ACCESS,
+            Ok(()) => return Ok(()),
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Err(error) => source = error,
+        }
+    }
+    Err(SpawnError { command: command.to_string_lossy().into_owned(), source: source.into() })
 }
 
 /// What to run.

@@ -8,7 +8,7 @@ use crate::{
         Given, Rename, Variable, directory::PrivateDirectory, documents::PG_SERVICE, environment_names, files, push,
         variables,
     },
-    exec::{Plan, SpawnError, run as run_child},
+    exec::{self, Plan, SpawnError},
     job::{Job, Lease},
     session::Held,
     signals::Signals,
@@ -43,6 +43,9 @@ pub(super) struct ExecArgs {
 
 pub(super) fn run(args: ExecArgs, job: Job) -> anyhow::Result<u8> {
     let job = &if args.mask { job } else { job.without_masks() };
+    if let Err(error) = exec::find(&args.command[0], &job.env) {
+        return Ok(not_started(job, &error));
+    }
     let signals = Signals::watch(Arc::clone(&job.holding)).context("signals cannot be watched")?;
     let pause = |time| signals.pause(time);
     let key = Key::generate().context("no key can be made")?;
@@ -81,14 +84,13 @@ fn run_with(
         keeper.keep(until_end);
         keeper.give_back();
     };
-    match run_child(&plan, &job.env, &redactor, signals, beside) {
-        Ok(code) => Ok(code),
-        Err(error) => {
-            let code = SpawnError::exit_code(&error);
-            job.talk.fail(&error.to_string());
-            Ok(code)
-        }
-    }
+    Ok(exec::run(&plan, &job.env, &redactor, signals, beside).unwrap_or_else(|error| not_started(job, &error)))
+}
+
+/// Says so, and with which code to end.
+fn not_started(job: &Job, error: &SpawnError) -> u8 {
+    job.talk.fail(&error.to_string());
+    error.exit_code()
 }
 
 /// What the command finds in its environment, and the directory of what it finds there as files.

@@ -6,6 +6,7 @@ use crate::{
 };
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
+    os::unix::fs::PermissionsExt as _,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -116,8 +117,10 @@ fn exit_codes_are_a_shells() {
         (script("exit 7"), 7, "db revoke"),
         (script("kill -TERM $$"), 143, "db revoke"),
         (script("kill -KILL $$"), 137, "db revoke"),
-        (vec!["exec", "--grant", "db", "--", "no-such-command"], 127, "db revoke"),
-        (vec!["exec", "--grant", "db", "--", "/etc/passwd"], 126, "db revoke"),
+        (vec!["exec", "--grant", "db", "--", "no-such-command"], 127, ""),
+        (vec!["exec", "--grant", "db", "--", "/no/such/command"], 127, ""),
+        (vec!["exec", "--grant", "db", "--", "/etc/passwd"], 126, ""),
+        (vec!["exec", "--grant", "db", "--", "/etc"], 126, ""),
         (vec!["exec", "--grant", "db", "--grant", "nothing", "--", "true"], 125, "db nothing revoke"),
         (vec!["exec", "--grant", "Not A Name", "--", "true"], 125, ""),
         (vec!["exec", "--grant", "db"], 125, ""),
@@ -132,6 +135,16 @@ fn exit_codes_are_a_shells() {
         assert_eq!((ended.code, job.fake.story().as_str()), (Some(code), story), "{args:?}: {}", ended.stderr);
         assert!(!ended.stderr.contains(PASSWORD));
     }
+}
+
+#[test]
+fn what_cannot_be_started_after_all_gives_its_credential_back() {
+    let job = Job::new(Ci::GitLab);
+    let script = job.path().join("script");
+    std::fs::write(&script, "#!/no/such/interpreter\n").expect("file");
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).expect("mode");
+    let ended = job.run(&["exec", "--grant", "db", "--", script.to_str().expect("UTF-8")]);
+    assert_eq!((ended.code, job.fake.story().as_str()), (Some(127), "db revoke"), "{}", ended.stderr);
 }
 
 #[test]
