@@ -77,7 +77,8 @@ CREATE TABLE freezes (
     PRIMARY KEY (kind, name)
 ) STRICT, WITHOUT ROWID;
 
--- How far each audit stream has come, and what proves that the store can be written.
+-- How far each audit stream has come, up to which expiry used tokens were forgotten, and what proves that the
+-- store can be written.
 CREATE TABLE progress (
     name  TEXT    NOT NULL PRIMARY KEY,
     value INTEGER NOT NULL

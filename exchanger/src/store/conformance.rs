@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     audit::{Entry, Event, Line},
-    leases::{Ending, Lease, Outlives, Revocability, State},
+    leases::{Ending, Lease, Outlives, Revocability, State, TokenKey},
     sealing::Sealed,
 };
 use futures_util::future::{BoxFuture, join_all};
@@ -526,8 +526,13 @@ async fn pruning(w: &mut World) {
     assert_eq!(w.exchange(w.binding(token, None, None)).await, Err(Refusal::Spent));
     w.clock.advance(Duration::from_secs(2));
     assert_eq!(w.store.prune(w.now()).await.expect("prunes"), 3, "three tokens");
+    w.reopen().await;
+    // By a clock that was set back the token is young again.
+    let later = TokenKey { expires: token.expires + 1, ..w.token() };
+    assert_eq!(w.exchange(w.binding(token, None, None)).await, Err(Refusal::Spent), "forgotten, and not forgiven");
+    w.exchange(w.binding(later, None, None)).await.expect("a token that expired later was never forgotten");
     w.clock.advance(Duration::from_secs(400 * 24 * 3600));
-    assert_eq!(w.store.prune(w.now()).await.expect("prunes"), 2, "a lease and its spent handle");
+    assert_eq!(w.store.prune(w.now()).await.expect("prunes"), 3, "a lease, its spent handle, the later token");
     assert!(w.store.lease(lease).await.expect("reads").is_none());
     assert!(w.store.lease(open).await.expect("reads").is_some(), "what did not end is never forgotten");
     let entries = w.audit().await.len();

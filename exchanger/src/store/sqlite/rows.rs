@@ -240,6 +240,20 @@ pub(super) fn put_used(conn: &Connection, token: &TokenKey, kept_for: i64, used:
     Ok(())
 }
 
+/// Notes that tokens which expired then, or earlier, may have been used and are not known any more.
+pub(super) fn forget_used(conn: &Connection, expires: i64) -> Result<(), Fault> {
+    let sql =
+        "INSERT INTO progress VALUES ('forgotten', ?1) ON CONFLICT DO UPDATE SET value = max(value, excluded.value)";
+    conn.prepare_cached(sql)?.execute([expires])?;
+    Ok(())
+}
+
+/// Whether a token may have been used, and be forgotten since: it is expired, unless the clock was set back.
+pub(super) fn is_forgotten(conn: &Connection, token: &TokenKey) -> Result<bool, Fault> {
+    let sql = "SELECT 1 FROM progress WHERE name = 'forgotten' AND value >= ?1";
+    Ok(conn.prepare_cached(sql)?.exists([token.expires])?)
+}
+
 fn lease_id(row: &Row<'_>, index: usize) -> rusqlite::Result<LeaseId> {
     row.get(index).map(to_lease_id)
 }

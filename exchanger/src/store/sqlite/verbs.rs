@@ -243,8 +243,14 @@ pub(super) fn prune(
 ) -> Result<usize, Fault> {
     // Only the oldest are looked at: all are kept equally long, but for a change of that time in between.
     let used = "DELETE FROM used WHERE (expires, hash) IN (SELECT expires, hash FROM used WHERE expires < ?1 \
-         ORDER BY expires LIMIT ?2) AND expires + kept_for < ?1";
-    let mut count = tx.conn.prepare_cached(used)?.execute(params![now.secs(), PRUNE_STEP])?;
+         ORDER BY expires LIMIT ?2) AND expires + kept_for < ?1 RETURNING expires";
+    let mut statement = tx.conn.prepare_cached(used)?;
+    let tokens = statement.query_map(params![now.secs(), PRUNE_STEP], |row| row.get(0))?;
+    let tokens = tokens.collect::<Result<Vec<i64>, _>>()?;
+    if let Some(last) = tokens.iter().max() {
+        rows::forget_used(tx.conn, *last)?;
+    }
+    let mut count = tokens.len();
 
     // Lease ids are UUIDs of version 7: their first 48 bits are the time.
     let mut floor = [0; 16];
@@ -276,6 +282,9 @@ fn bind(
 ) -> Result<Result<(Used, Option<LeaseId>), Refusal>, Fault> {
     let request = |key: &Hash| Request { key: half(key), lease, first_at: tx.now, retries: 0 };
     let Some(mut used) = rows::find_used(tx.conn, &binding.token)? else {
+        if rows::is_forgotten(tx.conn, &binding.token)? {
+            return Ok(Err(Refusal::Spent));
+        }
         let requests = binding.session.and(binding.request.as_ref()).map(request).into_iter().collect();
         return Ok(Ok((Used { session: binding.session, closed: false, uses: 1, requests }, None)));
     };
