@@ -342,7 +342,7 @@ fn check_config(path: &Path) -> anyhow::Result<()> {
     if report.errors > 0 {
         bail!("{} of the policies' diagnostics are errors: the server would not load them", report.errors);
     }
-    print(&format!("{}: ok, {} grants\n", path.display(), report.grants))
+    print(&format!("{}: ok (grants: {})\n", path.display(), report.grants))
 }
 
 async fn leases(command: LeasesCommand) -> anyhow::Result<()> {

@@ -181,6 +181,8 @@ fn a_token_of_a_tenant_that_may_not_ask_is_explained() {
         let said = policy(directory.path(), &["who-can", "x", "--config", "config.yaml"]);
         assert!(text(&said.stderr).contains(&format!("(repository_owner_id {tenant})")), "{said:?}");
     }
+    let said = policy(directory.path(), &["who-can", "X", "--config", "config.yaml"]);
+    assert!(text(&said.stderr).contains("there is no grant X; did you mean x?"), "{said:?}");
 }
 
 #[test]

@@ -10,7 +10,6 @@ use crate::{
     grant::{Grant, PolicySet},
     region::{Outcome, Region},
     sample::{Sample, Sampler},
-    source::did_you_mean,
 };
 use jobpass_protocol::RuleName;
 use serde::{Deserialize as _, Serialize};
@@ -103,9 +102,7 @@ pub fn explain(policies: &PolicySet, request: &Request<'_>) -> Explanation {
         Decision::Denial(denial) => {
             let mut reason = reason(&denial);
             if grant.is_none() {
-                let names = policies.grants().map(|grant| grant.name.as_str());
-                let nearest = did_you_mean(request.grant, names).map(|name| format!("; did you mean {name}?"));
-                reason.push_str(&nearest.unwrap_or_default());
+                reason.push_str(&policies.did_you_mean(request.grant));
             }
             let trace = nearest_first(denial.trace());
             let change = grant.and_then(|grant| smallest_change(policies, grant, request, &trace));

@@ -9,7 +9,7 @@ use crate::{
     guards::Guards,
     issuer::{Class, Profile, Slot},
     pattern::Matcher,
-    source::Text,
+    source::{Text, did_you_mean},
 };
 use jobpass_protocol::{BackendName, GrantName, IssuerName, RuleName};
 use std::{any::Any, collections::HashMap, fmt, ops::Range, sync::Arc};
@@ -33,6 +33,13 @@ impl PolicySet {
     #[must_use]
     pub fn grant(&self, name: &str) -> Option<&Arc<Grant>> {
         self.0.grants.get(name)
+    }
+
+    /// Of a name that is no grant's, the grant that may be meant, in words to be put after that.
+    #[must_use]
+    pub fn did_you_mean(&self, name: &str) -> String {
+        let nearest = did_you_mean(name, self.0.grants.keys().map(GrantName::as_str));
+        nearest.map(|nearest| format!("; did you mean {nearest}?")).unwrap_or_default()
     }
 
     /// The set with another grant in the place of the one of its name.

@@ -84,7 +84,11 @@ impl Config {
             let at = error.location().unwrap_or(Location::UNKNOWN);
             let (told, cure) = yaml::explain(&error);
             let cure = cure.unwrap_or_else(|| {
-                "see docs/config.md for every key, or `jobpass-exchanger schema` for your editor".to_owned()
+                let cure = match told.contains("socket address") {
+                    true => "write an IP address and a port, such as `127.0.0.1:8420`",
+                    false => "see docs/config.md for every key, or `jobpass-exchanger schema` for your editor",
+                };
+                cure.to_owned()
             });
             // The line may hold the secret itself.
             if told.contains(&SecretError::NotAReference.to_string()) {
@@ -343,15 +347,70 @@ fn is_loopback(url: &Url) -> bool {
 mod tests {
     use super::*;
 
+    const CONFIG: &str = "\
+public_url: https://jobpass.example
+listen: 127.0.0.1:8420
+state_dir: state
+issuers:
+  github: { algorithms: [RS256] }
+backends:
+  id: { signed_jwt: { audiences: [https://cloud.example] } }
+policies: [\".\"]
+limits: { idle: 5m }
+";
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse("jobpass.yaml", text, Path::new("."), &Env::default())
+            .map_err(|problems| Problems(problems).to_string())
+    }
+
     #[test]
-    fn no_connections_is_no_limit_that_can_be_set() {
-        let text = "public_url: https://jobpass.example\nstate_dir: state\nissuers: {}\nbackends: {}\npolicies: []\n\
-                    limits: { connections: 0 }\n";
-        let parse = |text: &str| Config::parse("jobpass.yaml", text, Path::new("."), &Env::default());
-        let told = Problems(parse(text).err().unwrap_or_default()).to_string();
-        assert!(told.contains("jobpass.yaml:6:11") && told.contains("nonzero"), "{told}");
-        let bounds = parse(&text.replace("connections: 0", "idle: 5m")).expect("a config").bounds;
-        assert_eq!((bounds.connections.get(), bounds.idle), (4096, Duration::from_secs(300)));
+    fn the_rest_has_defaults() {
+        let config = parse(CONFIG).expect("a config");
+        assert_eq!((config.bounds.connections.get(), config.bounds.idle), (4096, Duration::from_secs(300)));
+        assert_eq!((config.drain, config.exchanges_per_minute), (Duration::from_secs(30), 600));
+    }
+
+    #[test]
+    fn every_problem_has_a_place_an_excerpt_and_a_cure() {
+        for (was, is, place, message) in [
+            ("public_url: ", "publicurl: ", "1:1", "unknown field `publicurl`"),
+            ("state_dir: state", "state_dir: state\nstate_dir: more", "4:1", "`state_dir` is written twice"),
+            ("state_dir: state", "state_dir: [", "3:12", "a text belongs here"),
+            ("state_dir: state\n", "", "8:1", "missing field `state_dir`"),
+            ("https://jobpass.example", "http://jobpass.example", "1:13", "exact https URL"),
+            ("https://jobpass.example", "https://jobpass.example/", "1:13", "exact https URL"),
+            ("https://jobpass.example", "https://JOBPASS.example", "1:13", "exact https URL"),
+            ("https://jobpass.example", "https://me:pw@jobpass.example", "1:13", "exact https URL"),
+            ("127.0.0.1:8420", "0.0.0.0:8420", "2:9", "plain http would be served beyond loopback"),
+            ("127.0.0.1:8420", "localhost", "2:9", "socket address"),
+            ("github:", "gihub:", "5:10", "no issuer profile `gihub`"),
+            ("github: { ", "g: { profile: gitlub, ", "5:17", "no issuer profile `gitlub`"),
+            ("RS256", "ES256", "5:25", "does not sign with `ES256`"),
+            ("RS256", "HS256", "5:25", "does not sign with `HS256`"),
+            (
+                "RS256]",
+                "RS256], url: https://gitlab.example",
+                "5:39",
+                "not a URL that issuers of profile `github` have",
+            ),
+            ("RS256]", "RS256], jwks_file: keys, ca_file: ca.pem", "5:11", "`ca_file` has no use beside `jwks_file`"),
+            ("RS256]", "RS256], jwks_file: keys, jwks_uri: https://k", "5:11", "exclude each other"),
+            ("RS256]", "RS256], jwks_uri: keys", "5:44", "`jwks_uri` is not a URL"),
+            ("RS256]", "RS256], audience: me", "5:34", "unknown field `audience`"),
+            ("signed_jwt", "signed_jot", "7:9", "unknown variant `signed_jot`"),
+            ("audiences", "audience", "7:23", "unknown field `audience`"),
+            ("[\".\"]", "[\"nowhere\"]", "8:12", "nowhere is not a directory"),
+            ("idle: 5m", "idle: soon", "9:17", "not a duration"),
+            ("idle: 5m", "connections: 0", "9:11", "nonzero"),
+            ("limits:", "signing: { propagation: 1s }\nlimits:", "9:25", "would not know a new key yet"),
+        ] {
+            assert!(CONFIG.contains(was), "{was}");
+            let told = parse(&CONFIG.replacen(was, is, 1)).err().unwrap_or_default();
+            for expected in [message, &format!("\n  --> jobpass.yaml:{place}\n"), "^\n  = help: "] {
+                assert!(told.contains(expected), "{is}: {expected}\n{told}");
+            }
+        }
     }
 
     #[test]

@@ -238,7 +238,8 @@ fn issuer_of<'a>(
 
 pub(super) fn run_who_can(flags: &WhoCanFlags) -> Answer {
     let loaded = flags.files.load()?;
-    let grant = loaded.set.grant(&flags.grant).with_context(|| format!("there is no grant {}", flags.grant))?;
+    let unknown = || format!("there is no grant {}{}", flags.grant, loaded.set.did_you_mean(&flags.grant));
+    let grant = loaded.set.grant(&flags.grant).with_context(unknown)?;
     say(&who_can(&loaded.set, grant), flags.json)?;
     let asked = |issuer: &&Issuer| grant.rules().iter().any(|rule| *rule.issuer() == issuer.name);
     for issuer in loaded.issuers.iter().filter(asked).filter(|issuer| !issuer.tenants.is_empty()) {

@@ -88,7 +88,7 @@ pub(super) fn lint(flags: &LintFlags) -> Answer {
             let mut out: String = found.iter().map(|diagnostic| diagnostic.render(false) + "\n").collect();
             let count = |severity| found.iter().filter(|diagnostic| diagnostic.severity == severity).count();
             let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
-            writeln!(out, "{errors} errors, {warnings} warnings, {} infos", count(Severity::Info))?;
+            writeln!(out, "errors: {errors}, warnings: {warnings}, infos: {}", count(Severity::Info))?;
             print(&out)?;
         }
     }
