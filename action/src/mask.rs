@@ -35,7 +35,7 @@ impl Needles {
         self.exact.iter().map(Vec::as_slice)
     }
 
-    /// Spellings that programs break into lines (base64, hex).
+    /// Spellings that programs break into lines: base64, hex, and the text itself.
     pub(crate) fn wrapped(&self) -> impl Iterator<Item = &[u8]> {
         self.wrapped.iter().map(Vec::as_slice)
     }
@@ -55,7 +55,8 @@ impl Needles {
             self.exact.insert(secret.replace('\n', "\r\n").into_bytes());
         }
         for text in BTreeSet::from([secret, secret.trim()]) {
-            self.wrapped.extend(encodings(text.as_bytes()).filter(|s| s.len() >= MIN_LENGTH));
+            let spellings = encodings(text.as_bytes()).chain([text.as_bytes().to_vec()]);
+            self.wrapped.extend(spellings.filter(|s| s.len() >= MIN_LENGTH));
         }
         Ok(())
     }
@@ -78,7 +79,7 @@ impl Needles {
     pub(crate) fn register(&self, masking: Masking) {
         match masking {
             Masking::None => {}
-            Masking::GitHub => self.exact().chain(self.wrapped()).for_each(|needle| {
+            Masking::GitHub => self.exact.union(&self.wrapped).for_each(|needle| {
                 if let Ok(text) = str::from_utf8(needle) {
                     write_line(&format!("::add-mask::{}", escape_command_data(text)));
                 }
@@ -105,7 +106,8 @@ fn spellings(text: &str) -> impl Iterator<Item = String> {
     let percent = |keep: &str| percent_encoded(text, |b| unreserved(b) || keep.as_bytes().contains(&b));
     let uris = ["", "/", "!*'()", ";,/?:@&=+$!*'()#"].map(percent);
     let spaced = uris.each_ref().map(|uri| uri.replace("%20", "+"));
-    let upper: Vec<String> = uris.into_iter().chain(spaced).collect();
+    let whole = percent_encoded(text, |_| false);
+    let upper: Vec<String> = uris.into_iter().chain(spaced).chain([whole]).collect();
     let lower: Vec<String> = upper.iter().map(|uri| lower_escapes(uri)).collect();
     [
         text.to_owned(),
@@ -113,6 +115,7 @@ fn spellings(text: &str) -> impl Iterator<Item = String> {
         // Go's encoding/json, then what escapes all that is not ASCII.
         html_safe.fold(json.clone(), |out, (from, to)| out.replace(from, to)),
         quoted(text, |c| !c.is_ascii()),
+        text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect(),
         json,
         xml.replace('"', "&quot;").replace('\'', "&apos;"),
         xml.replace('"', "&quot;").replace('\'', "&#39;"),
@@ -247,6 +250,8 @@ mod tests {
             r#"p"s'\''s/w <&>d\?~é"#,
             r#"p"s'"'"'s/w <&>d\?~é"#,
             r#"p\"s\'s/w\ \<\&\>d\\\?\~é"#,
+            "%70%22%73%27%73%2F%77%20%3C%26%3E%64%5C%3F%7E%C3%A9",
+            r"\u0070\u0022\u0073\u0027\u0073\u002f\u0077\u0020\u003c\u0026\u003e\u0064\u005c\u003f\u007e\u00e9",
         ] {
             assert!(needles.exact.contains(printed.as_bytes()), "{printed}");
         }

@@ -17,7 +17,7 @@ use std::{collections::VecDeque, ops::Range};
 pub(crate) const REPLACEMENT: &[u8] = b"***";
 /// From so many characters on, a line break within an encoded secret is taken for wrapping, with what indents the
 /// next line.
-const WRAPS_FROM: u32 = 4;
+const WRAPS_FROM: usize = 4;
 /// Shorter beginnings of a needle are too common to be hidden without the rest.
 const SHORTEST_BEGINNING: usize = 12;
 
@@ -31,7 +31,11 @@ impl Redactor {
     /// When there are more needles than fit into memory's addresses.
     pub(crate) fn new(needles: &Needles) -> Result<Self, aho_corasick::BuildError> {
         let exact: Vec<&[u8]> = needles.exact().collect();
-        let wrapped: Vec<&[u8]> = needles.wrapped().collect();
+        // Also what follows a line break that came before it is taken for wrapping.
+        let tails =
+            |needle| (0..WRAPS_FROM).filter_map(move |skip| <[u8]>::get(needle, skip..).map(|tail| (skip, tail)));
+        let is_long = |(skip, tail): &(usize, &[u8])| *skip == 0 || tail.len() >= SHORTEST_BEGINNING;
+        let wrapped: Vec<&[u8]> = needles.wrapped().flat_map(tails).filter(is_long).map(|(_, tail)| tail).collect();
         Ok(Self(vec![Machine::new(&exact, false)?, Machine::new(&wrapped, true)?]))
     }
 
@@ -127,7 +131,7 @@ impl Cursor {
     /// Takes a byte. Returns from where on bytes may still be needed, and from where on they are secret.
     fn step(&mut self, machine: &Machine, byte: u8) -> (u64, Option<u64>) {
         let depth_now = machine.depth.get(self.state.as_usize()).copied().unwrap_or(0);
-        if machine.wraps && depth_now >= WRAPS_FROM && self.skips(byte) {
+        if machine.wraps && depth_now as usize >= WRAPS_FROM && self.skips(byte) {
             return (self.reach(depth_now), None);
         }
         self.state = machine.nfa.next_state(Anchored::No, self.state, byte);
@@ -293,6 +297,24 @@ mod tests {
             let bytes = |texts: &[&'static str]| texts.iter().map(|t| t.as_bytes()).collect::<Vec<_>>();
             let redactor = redactor(&bytes(exact), &bytes(wrapped));
             assert_eq!(filtered(&redactor, &bytes(chunks)), expected, "{chunks:?}");
+        }
+    }
+
+    #[test]
+    fn an_encoding_is_hidden_wherever_its_lines_end() {
+        let secret = "q7Jd0sVw2Xn9-KpRb4_Ty6Uz8Lm1Ae3Cg5Hi";
+        let mut needles = Needles::default();
+        needles.add(secret).expect("long enough");
+        let redactor = Redactor::new(&needles).expect("few needles");
+        let engine = &base64::engine::general_purpose::STANDARD;
+        for (before, width) in (0..80).flat_map(|before| [(before, 64), (before, 76)]) {
+            let encoded = base64::Engine::encode(engine, format!("{}{secret}", "0".repeat(before)));
+            let hidden = &encoded.as_bytes()[(before * 8).div_ceil(6)..];
+            let lines: Vec<&[u8]> = encoded.as_bytes().chunks(width).collect();
+            let shown = filtered(&redactor, &[&lines.join(&b'\n')]).replace('\n', "");
+            // The last characters hang together with the padding, and three before a line's end may be anything's.
+            let told = hidden.windows(6).find(|part| shown.as_bytes().windows(6).any(|window| window == *part));
+            assert!(told.is_none(), "{before} zeros, lines of {width}: {shown}");
         }
     }
 

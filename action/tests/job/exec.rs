@@ -25,6 +25,8 @@ fn secrets_do_not_show_whatever_the_child_does_with_them() {
         (&["key"], r#"printf %s "$JOBPASS_TOKEN" | tail -n 1; printf %s "$JOBPASS_TOKEN"; echo"#, "***\n***\n"),
         (&["key"], r#"printf %s "$JOBPASS_TOKEN" | base64 -w 20"#, "***\n"),
         (&["key"], r#"printf %s "$JOBPASS_TOKEN" | base64 -w 20 | sed 's/^/    /'"#, "    ***\n"),
+        (&["db"], r#"printf %s "$PGPASSWORD" | fold -w 20; echo"#, "***\n"),
+        (&["db"], r#"printf %s "$PGPASSWORD" | od -An -tx1 -v | tr -d '\n' | tr ' ' %; echo"#, "***\n"),
         (&["api"], r#"printf '%.16s...' "$JOBPASS_TOKEN""#, "***..."),
         // What can be read of what jobpass keeps to itself does not show either.
         (
