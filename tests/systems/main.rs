@@ -12,5 +12,6 @@ mod gitlab;
 mod mysql;
 mod openbao;
 mod postgres;
+mod redis;
 mod vault;
 mod world;

@@ -20,8 +20,8 @@ fn specs() {
     let credential = "keys: [\"ci:{{ claims.repository_id }}:*\", \"lock:{{ claims.repository_id }}\"]\nread_keys: [\"*\"]\n\
                       channels: [\"ci:*\"]\ncommands: [\"@read\", set, -keys]";
     let rules = plan(&bench, credential, &[]).expect("planned");
-    let expected =
-        "~ci:772002:* ~lock:772002 %R~* &ci:* +@read -@dangerous -@admin -scan -randomkey -dbsize -script +set -keys";
+    let expected = "~ci:772002:* ~lock:772002 %R~* &ci:* +@read -@dangerous -@admin -acl -client -cluster -dbsize \
+                    -function -memory -pubsub -randomkey -scan -script +set -keys";
     assert_eq!(rules.join(" "), expected);
     for (credential, refusal) in [
         ("commands: []", "can do nothing"),
@@ -31,6 +31,8 @@ fn specs() {
         ("commands: [\"@all\"]", "reach beyond data"),
         ("commands: [\"acl|setuser\"]", "reach beyond data"),
         ("commands: [config]", "reach beyond data"),
+        ("commands: [scan]", "reach beyond data"),
+        ("commands: [\"client|tracking\"]", "reach beyond data"),
         ("keys: [\"a*b\"]\ncommands: [get]", "'*' is not allowed"),
         ("keys: [\"a?\"]\ncommands: [get]", "'?' is not allowed"),
         ("keys: [\"a b\"]\ncommands: [get]", "' ' is not allowed"),
