@@ -173,8 +173,11 @@ fn is_principal(text: &str) -> bool {
     (1..=PRINCIPAL.max_len).contains(&text.len()) && text.chars().all(PRINCIPAL.allowed)
 }
 
+const NETWORK: &str = "expected an address, or a network with nothing after its length";
+
+/// sshd takes no certificate at all whose network has bits set beyond its length.
 fn is_network(text: &str) -> bool {
-    text.parse::<IpNet>().is_ok() || text.parse::<IpAddr>().is_ok()
+    text.parse::<IpNet>().is_ok_and(|net| net == net.trunc()) || text.parse::<IpAddr>().is_ok()
 }
 
 /// The lease's random half: no two leases share it, and it is never zero, which a KRL cannot list.
@@ -231,7 +234,7 @@ impl Describe for Ssh {
             self.may_hand_out(text).err().map(|why| (why, "choose one of the principals in the backend's config"))
         });
         let source_address = reader.list("source_address", &file.source_address, &ADDRESS, |text| {
-            (!is_network(text)).then_some(("expected an address or a network", "write 192.0.2.7 or 192.0.2.0/24"))
+            (!is_network(text)).then_some((NETWORK, "write 192.0.2.7 or 192.0.2.0/24"))
         });
         let force_command = file.force_command.map(|text| {
             if text.trim().is_empty() {
@@ -303,7 +306,7 @@ impl LocalBackend for Ssh {
                 let field = format!("credential.source_address.{index}");
                 let network = spec::render(&field, template, permit)?;
                 if !is_network(&network) {
-                    return Err(spec::unfit(&field, &"expected an address or a network"));
+                    return Err(spec::unfit(&field, &NETWORK));
                 }
                 networks.push(network);
             }
