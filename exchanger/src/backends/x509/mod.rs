@@ -19,9 +19,9 @@ use crate::{
 use jobpass_policy::{CredentialSource, Diagnostic, FieldRules, GrantContext, Permit, Template};
 use jobpass_protocol::{Credential, LeaseId};
 use rcgen::{
-    CertificateParams, CertificateRevocationListParams, CertificateSigningRequestParams, CrlDistributionPoint,
-    CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
-    KeyUsagePurpose, PublicKeyData as _, RevocationReason, RevokedCertParams, SanType, SerialNumber, string::Ia5String,
+    CertificateParams, CertificateRevocationListParams, CrlDistributionPoint, CustomExtension, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData as _,
+    RevocationReason, RevokedCertParams, SanType, SerialNumber, SubjectPublicKeyInfo, string::Ia5String,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -33,7 +33,10 @@ use std::{
     time::Duration,
 };
 use time::OffsetDateTime;
-use x509_parser::{certificate::X509Certificate, extensions::ParsedExtension};
+use x509_parser::{
+    certificate::X509Certificate, certification_request::X509CertificationRequest, extensions::ParsedExtension,
+    prelude::FromDer as _,
+};
 
 /// The backend in the server's config.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -402,14 +405,21 @@ impl Describe for X509 {
     }
 }
 
+/// The key of a request whose signature is right: whoever asks has the private key. What else it asks for is not read.
+fn requested_key(pem: &str) -> Option<SubjectPublicKeyInfo> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
+    let (rest, request) = X509CertificationRequest::from_der(&pem.contents).ok()?;
+    request.verify_signature().ok().filter(|()| rest.is_empty())?;
+    SubjectPublicKeyInfo::from_der(request.certification_request_info.subject_pki.raw).ok()
+}
+
 impl LocalBackend for X509 {
     fn mint(&self, permit: &Permit, order: &Order) -> Result<Minted, MintError> {
         let spec: &Compiled = spec::of(permit)?;
         let refuse = |why: &str| spec::unfit("csr", &why);
         let text =
             order.csr.as_deref().ok_or_else(|| refuse("this grant certifies a key: send a certificate request"))?;
-        // Its signature is checked: whoever asks has the private key.
-        let request = CertificateSigningRequestParams::from_pem(text).map_err(|_| {
+        let key = requested_key(text).ok_or_else(|| {
             refuse("expected a PKCS #10 request in PEM, signed with an Ed25519, ECDSA or RSA key (2048 bits and more)")
         })?;
         let refused = |error: rcgen::Error| MintError::Refused(format!("the certificate cannot be made: {error}"));
@@ -442,7 +452,7 @@ impl LocalBackend for X509 {
             let value = spec::render(&format!("credential.extensions.{name}"), template, permit)?;
             params.custom_extensions.push(CustomExtension::from_oid_content(arcs, utf8_string(&value)));
         }
-        let certificate = params.signed_by(&request.public_key, &authority.issuer).map_err(refused)?;
+        let certificate = params.signed_by(&key, &authority.issuer).map_err(refused)?;
         let credential = Credential::x509_certificate(&format!("{}{}", certificate.pem(), authority.chain));
         Ok(Minted { credential, expires_at })
     }

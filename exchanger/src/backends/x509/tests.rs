@@ -69,6 +69,7 @@ fn a_certificate_says_who_and_nothing_that_was_asked_for() {
         asked.subject_alt_names = vec![SanType::DnsName("db.acme.example".try_into().expect("a name"))];
         asked.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         asked.distinguished_name.push(DnType::CommonName, "root");
+        asked.custom_extensions.push(CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99999, 1], vec![5, 0]));
     });
     let der = mint_for(&bench(&authority(|_| {})), ALL, Some(&csr), &[]).expect("a certificate");
     let (_, made) = x509_parser::parse_x509_certificate(&der).expect("a certificate");
