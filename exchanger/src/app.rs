@@ -445,10 +445,9 @@ async fn watch_policies(app: Arc<App>, interval: Duration, mut stop: watch::Rece
 pub(crate) async fn reload_policies(app: &Arc<App>) -> Report {
     let loader = Arc::clone(app);
     // Reading and compiling blocks: not on the threads that serve.
-    let report = tokio::task::spawn_blocking(move || loader.policies.reload()).await.unwrap_or_default();
-    if report.changed || !report.stale.is_empty() {
-        app.policies.tell(&report, &app.metrics);
-    }
+    let report = tokio::task::spawn_blocking(move || loader.policies.reload()).await;
+    let report = report.unwrap_or_else(|error| Report::failed(&error.to_string()));
+    app.policies.tell(&report, &app.metrics);
     if report.changed {
         let mut entry = Entry::new(app.clock.now(), Event::Policies);
         entry.policy = Some(app.policies.current().digest().to_owned());

@@ -32,6 +32,8 @@ pub struct Policies {
     backends: Backends,
     /// What was last compiled, by directory, so that an unchanged one costs no work.
     seen: Mutex<Sources>,
+    /// The diagnostics that were last told: files may stay broken for long.
+    told: Mutex<Vec<String>>,
 }
 
 /// One source as it is kept on disk for the next start.
@@ -56,6 +58,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// The (re)load itself came to nothing.
+    pub(crate) fn failed(why: &str) -> Self {
+        Self { stale: vec![(PathBuf::new(), format!("the policies could not be loaded: {why}"))], ..Self::default() }
+    }
+
     fn is_stale(&self, directory: &Path) -> bool {
         self.stale.iter().any(|(stale, _)| stale == directory)
     }
@@ -88,6 +95,7 @@ impl Policies {
             issuers,
             backends,
             seen: Mutex::default(),
+            told: Mutex::default(),
         };
         let report = policies.reload();
         (policies, report)
@@ -104,28 +112,31 @@ impl Policies {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let mut report = Report::default();
         let mut sources = Sources::new();
+        let mut guards_are_known = true;
         for directory in &self.directories {
-            match read_directory(directory) {
-                Ok(read) => {
-                    sources.insert(directory.clone(), read);
-                }
-                Err(error) => {
-                    report.stale.push((directory.clone(), format!("{}: {error}", directory.display())));
-                    // Which grants were removed can be known without reading a file.
-                    let present = policy_files(directory).ok();
-                    let is_there =
-                        |path: &str| present.as_ref().is_none_or(|present| present.iter().any(|known| *known == *path));
-                    sources.insert(directory.clone(), self.fall_back(directory, &seen, is_there));
-                }
-            }
+            let read = read_directory(directory).unwrap_or_else(|error| {
+                report.stale.push((directory.clone(), format!("{}: {error}", directory.display())));
+                // Which grants were removed can be known without reading a file.
+                let present = policy_files(directory).or_else(|error| match error.kind() {
+                    io::ErrorKind::NotFound => Ok(Vec::new()),
+                    _ => Err(error),
+                });
+                let guards = present.as_ref().ok().and_then(|present| read_guards(present).ok());
+                guards_are_known &= guards.is_some();
+                let is_there =
+                    |path: &str| present.as_ref().map_or(true, |present| present.iter().any(|known| *known == *path));
+                self.stand_in(directory, &seen, is_there, guards.unwrap_or_default())
+            });
+            sources.insert(directory.clone(), read);
         }
         if *seen == sources && report.stale.is_empty() {
             return report;
         }
         let mut compiled = self.compile(&sources);
         loop {
-            if compiled.guards_are_broken {
+            if compiled.guards_are_broken || !guards_are_known {
                 compiled = self.hold(&compiled, &mut sources, &seen, &mut report);
+                guards_are_known = true;
             }
             let broken = self.broken(&compiled, &sources, &seen, &report);
             if broken.is_empty() {
@@ -136,16 +147,16 @@ impl Policies {
                 report.stale.push((directory.clone(), format!("{}: has errors", directory.display())));
                 let present = sources.remove(&directory).unwrap_or_default();
                 let is_there = |path: &str| present.iter().any(|kept| kept.path == path);
-                sources.insert(directory.clone(), self.fall_back(&directory, &seen, is_there));
+                let guards = present.iter().filter(|kept| is_guard(&kept.path)).cloned().collect();
+                sources.insert(directory.clone(), self.stand_in(&directory, &seen, is_there, guards));
             }
             compiled = self.compile(&sources);
         }
         report.show(&compiled.diagnostics);
         report.changed = compiled.set.digest() != self.current.load().digest();
+        // Also what stands in for a directory: a grant that was removed stays removed.
         for (directory, kept) in &sources {
-            if !report.is_stale(directory)
-                && let Err(error) = self.keep(directory, kept)
-            {
+            if let Err(error) = self.keep(directory, kept) {
                 tracing::warn!(directory = %directory.display(), %error, "the last good policies could not be kept");
             }
         }
@@ -156,8 +167,10 @@ impl Policies {
 
     /// Reports a (re)load to logs and metrics.
     pub fn tell(&self, report: &Report, metrics: &Metrics) {
-        for text in &report.diagnostics {
-            tracing::warn!("{text}");
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if !report.diagnostics.is_empty() && report.diagnostics != *told {
+            report.diagnostics.iter().for_each(|text| tracing::warn!("{text}"));
+            told.clone_from(&report.diagnostics);
         }
         for (_, reason) in &report.stale {
             tracing::error!(
@@ -219,7 +232,23 @@ impl Policies {
     /// What was last good in a directory, without the grants whose files are gone. What binds grants stays.
     fn fall_back(&self, directory: &Path, seen: &Sources, is_there: impl Fn(&str) -> bool) -> Vec<Kept> {
         let mut good = self.last_good(directory, seen);
-        good.retain(|kept| is_guard(kept) || is_there(&kept.path));
+        good.retain(|kept| is_guard(&kept.path) || is_there(&kept.path));
+        good
+    }
+
+    /// What is in force of a directory that cannot be as it is on disk: what it falls back to, and the files there
+    /// that bind grants and are new. These only forbid more, and there may be nothing to fall back to.
+    fn stand_in(
+        &self,
+        directory: &Path,
+        seen: &Sources,
+        is_there: impl Fn(&str) -> bool,
+        mut guards: Vec<Kept>,
+    ) -> Vec<Kept> {
+        let mut good = self.fall_back(directory, seen, is_there);
+        guards.retain(|guard| good.iter().all(|kept| kept.path != guard.path));
+        good.append(&mut guards);
+        good.sort_by(|one, other| one.path.cmp(&other.path));
         good
     }
 
@@ -227,8 +256,14 @@ impl Policies {
         if let Some(kept) = seen.get(directory) {
             return kept.clone();
         }
-        let read = fs::read(self.kept_path(directory)).ok();
-        read.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
+        let path = self.kept_path(directory);
+        let read = fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice(&bytes)?));
+        read.unwrap_or_else(|error| {
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::error!(directory = %directory.display(), path = %path.display(), %error, "the last good policies cannot be read");
+            }
+            Vec::new()
+        })
     }
 
     fn keep(&self, directory: &Path, sources: &[Kept]) -> io::Result<()> {
@@ -270,9 +305,15 @@ fn compile_and_lint(sources: &[Source], issuers: &[Issuer], backends: &Backends)
 }
 
 /// Whether a file binds grants rather than being one.
-fn is_guard(kept: &Kept) -> bool {
-    let name = Path::new(&kept.path).file_stem().unwrap_or_default();
+fn is_guard(path: impl AsRef<Path>) -> bool {
+    let name = path.as_ref().file_stem().unwrap_or_default();
     name == "guards" || name == "scope"
+}
+
+/// Reads those of some policy files that bind grants.
+fn read_guards(files: &[PathBuf]) -> io::Result<Vec<Kept>> {
+    let guards = files.iter().filter(|path| is_guard(path));
+    guards.map(|path| Ok(Kept { path: path.display().to_string(), text: read_bounded(&real(path)?)? })).collect()
 }
 
 /// The errors in a directory's own files. Those of a directory within it are that one's.
@@ -325,13 +366,24 @@ fn signature(directory: &Path) -> io::Result<Vec<Stamp>> {
     let mut files = Vec::new();
     for path in policy_files(directory)? {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-        let real = fs::canonicalize(&path).map_err(named)?;
+        let real = real(&path).map_err(named)?;
         let metadata = fs::metadata(&real).map_err(named)?;
         if metadata.is_file() {
             files.push(Stamp { path, real, bytes: metadata.len(), modified: metadata.modified()? });
         }
     }
     Ok(files)
+}
+
+/// Where a policy file really is: in its directory, as the files of a ConfigMap are behind their links. A link that
+/// leads out of it would show what is there to whoever reads of its mistakes.
+fn real(path: &Path) -> io::Result<PathBuf> {
+    let real = fs::canonicalize(path)?;
+    let directory = fs::canonicalize(path.parent().unwrap_or(Path::new(".")))?;
+    match real.starts_with(directory) {
+        true => Ok(real),
+        false => Err(io::Error::other("it leads out of its directory: put the file itself there")),
+    }
 }
 
 /// The directory's policy files, by name.

@@ -132,6 +132,56 @@ fn what_binds_grants_stays_while_there_are_errors() {
 }
 
 #[test]
+fn what_binds_grants_is_in_force_though_nothing_else_is() {
+    let guards = "forbid:\n  - { name: no-tags, issuer: github, match: { ref_type: tag } }\n";
+    let world = World::new(&[("a/guards.yaml", guards.to_owned()), ("b/y.yaml", grant("y", "10m"))]);
+    let guarded = world.policies.current().digest().to_owned();
+    let start_anew = || {
+        fs::remove_dir_all(world.root.path().join("state/policies")).expect("forgotten");
+        World::load(&world.root).0
+    };
+    let odd = world.root.path().join("a/x.yaml");
+    fs::write(&odd, "grant: [").expect("written");
+    assert_eq!(start_anew().current().digest(), guarded, "beside a file with errors");
+    fs::remove_file(&odd).expect("removed");
+    std::os::unix::fs::symlink("/nowhere", &odd).expect("linked");
+    assert_eq!(start_anew().current().digest(), guarded, "beside a file that cannot be read");
+    fs::remove_file(&odd).expect("removed");
+    fs::write(&odd, grant("y", "10m")).expect("written");
+    assert_eq!(start_anew().current().grants().count(), 0, "nobody has the name");
+    fs::write(world.root.path().join("b/y.yaml"), grant("z", "10m")).expect("written");
+    assert_eq!(start_anew().current().grants().count(), 2);
+    fs::remove_file(world.root.path().join("a/guards.yaml")).expect("removed");
+    std::os::unix::fs::symlink("/nowhere", world.root.path().join("a/guards.yaml")).expect("linked");
+    assert_eq!(start_anew().current().grants().count(), 0, "nobody knows what binds them");
+}
+
+#[test]
+fn new_guards_bind_though_their_directory_is_held_up() {
+    let guards = "forbid:\n  - { name: no-tags, issuer: github, match: { ref_type: tag } }\n";
+    let world = World::new(&[("a/x.yaml", grant("x", "10m")), ("b/y.yaml", grant("y", "10m"))]);
+    let before = world.policies.current().digest().to_owned();
+    fs::write(world.root.path().join("a/z.yaml"), grant("y", "10m")).expect("written");
+    assert_eq!(world.write("a/guards.yaml", guards).stale.len(), 1);
+    assert_ne!(world.policies.current().digest(), before);
+    assert_eq!(world.grants(), ["a: x 600", "b: y 600"]);
+}
+
+#[test]
+fn what_was_removed_stays_removed() {
+    let world = World::new(&[("a/x.yaml", grant("x", "10m")), ("b/y.yaml", grant("y", "10m"))]);
+    world.write("a/z.yaml", "grant: [");
+    world.remove("a/x.yaml");
+    world.write("a/x.yaml", &grant("x", "5m"));
+    assert_eq!(world.grants(), ["b: y 600"]);
+    assert_eq!(World::load(&world.root).0.current().grants().count(), 1, "after a restart too");
+    // With its directory, every grant is removed.
+    fs::rename(world.root.path().join("b"), world.root.path().join("elsewhere")).expect("moved");
+    world.policies.reload();
+    assert_eq!(world.grants(), [] as [String; 0]);
+}
+
+#[test]
 fn what_is_wrong_within_a_directory_does_not_hold_up_the_one_around_it() {
     let world = World::new(&[("b/outer.yaml", grant("outer", "10m")), ("b/team/inner.yaml", grant("inner", "10m"))]);
     world.write("b/team/inner.yaml", &dangerous("inner"));
@@ -142,9 +192,10 @@ fn what_is_wrong_within_a_directory_does_not_hold_up_the_one_around_it() {
 #[test]
 fn a_grant_is_removed_also_beside_what_cannot_be_read() {
     type Spoil = fn(&Path);
-    let spoils: [Spoil; 4] = [
+    let spoils: [Spoil; 5] = [
         |path| std::os::unix::fs::symlink("/proc/self/pagemap", path).expect("linked"),
         |path| std::os::unix::fs::symlink("/nowhere/x.yaml", path).expect("linked"),
+        |path| std::os::unix::fs::symlink("../../jobpass.yaml", path).expect("linked"),
         |path| fs::write(path, b"grant: \xff").expect("written"),
         |path| fs::write(path, " ".repeat(2 * 1024 * 1024)).expect("written"),
     ];
