@@ -226,7 +226,13 @@ pub fn check(config: &Config) -> Result<Checked, StartError> {
             .iter()
             .filter(|diagnostic| diagnostic.severity == jobpass_policy::Severity::Error)
             .count(),
-        diagnostics: compiled.diagnostics.iter().map(|diagnostic| diagnostic.render(false)).chain(overdue).collect(),
+        diagnostics: compiled
+            .diagnostics
+            .iter()
+            .map(|diagnostic| diagnostic.render(false))
+            .chain(overdue)
+            .chain(policies::passed_over(&config.policies))
+            .collect(),
         grants: compiled.set.grants().count(),
         cases: jobpass_policy::cases::run(&compiled.set),
     })
@@ -295,6 +301,7 @@ pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, Sta
         Policies::load(config.policies.clone(), &config.state_dir, policy_issuers(&config), backends.clone());
     let metrics = Arc::new(Metrics::new(backends.clone()));
     policies.tell(&report, &metrics);
+    policies::passed_over(&config.policies).for_each(|note| tracing::warn!("{note}"));
     if !report.stale.is_empty() && policies.current().grants().next().is_none() {
         return Err(StartError::Policies(report.diagnostics.join("\n")));
     }

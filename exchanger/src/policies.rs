@@ -297,6 +297,18 @@ pub fn check(directories: &[PathBuf], issuers: &[Issuer], backends: &Backends) -
     Ok(compile_and_lint(&sources, issuers, backends))
 }
 
+/// Notes of files that would bind grants, in directories below these that are not among them.
+pub fn passed_over(directories: &[PathBuf]) -> impl Iterator<Item = String> {
+    let below = |directory: &PathBuf| {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+        entries.filter(|path| path.is_dir() && !directories.contains(path)).collect::<Vec<_>>()
+    };
+    let files = directories.iter().flat_map(below).flat_map(|below| policy_files(&below).unwrap_or_default());
+    files
+        .filter(|path| is_guard(path))
+        .map(|path| format!("note: nothing reads {}: name its directory in `policies:`", path.display()))
+}
+
 /// What linting finds of severity error counts as an error of the file.
 fn compile_and_lint(sources: &[Source], issuers: &[Issuer], backends: &Backends) -> Compiled {
     let mut compiled = compile(sources, issuers, backends);

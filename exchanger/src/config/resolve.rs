@@ -18,7 +18,7 @@ use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     num::NonZeroU32,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -208,8 +208,11 @@ impl Reader<'_> {
         url.value.clone()
     }
 
+    /// In one spelling: whether one directory is within another is told by their paths.
     fn directory(&mut self, directory: &Spanned<PathBuf>) -> PathBuf {
-        let path = self.join(&directory.value);
+        let joined = self.join(&directory.value);
+        let path: PathBuf = joined.components().filter(|part| *part != Component::CurDir).collect();
+        let path = if path.as_os_str().is_empty() { joined } else { path };
         if !path.is_dir() {
             self.problem(
                 directory.referenced,

@@ -13,7 +13,7 @@ issuers:
   github: { tenants: [\"1001\"] }
 backends:
   id: { signed_jwt: { audiences: [https://cloud.example] } }
-policies: [a, b, b/team]
+policies: [a, ./b, b/./team/]
 ";
 
 struct World {
@@ -187,6 +187,17 @@ fn what_is_wrong_within_a_directory_does_not_hold_up_the_one_around_it() {
     world.write("b/team/inner.yaml", &dangerous("inner"));
     let report = world.write("b/outer.yaml", &grant("outer", "5m"));
     assert_eq!(world.grants(), ["b/team: inner 600", "b: outer 300"], "{report:?}");
+}
+
+#[test]
+fn a_scope_binds_what_is_within_however_that_is_spelt() {
+    let scope = "owner: team@acme.example\nmax_ttl: 5m\n".to_owned();
+    let world = World::new(&[("b/scope.yaml", scope), ("b/team/inner.yaml", grant("inner", "5m"))]);
+    assert_eq!(world.write("b/team/inner.yaml", &grant("inner", "10m")).stale.len(), 1);
+    fs::create_dir(world.root.path().join("a/deep")).expect("made");
+    fs::write(world.root.path().join("a/deep/guards.yaml"), "").expect("written");
+    let notes: Vec<_> = passed_over(&world.policies.directories).collect();
+    assert!(notes.len() == 1 && notes[0].contains("a/deep/guards.yaml"), "{notes:?}");
 }
 
 #[test]

@@ -137,7 +137,7 @@ impl World {
         };
         let config = Config::load(config, &Env::system())?;
         let (issuers, backends) = app::policy_world(&config)?;
-        let sources = read(if paths.is_empty() { &config.policies } else { paths })?;
+        let sources = if paths.is_empty() { read_served(&config.policies) } else { read(paths) }?;
         let compiled = compile(&sources, &issuers, &backends);
         Ok(vec![Offline { compiled, issuers, sources, assumes: false }])
     }
@@ -198,10 +198,29 @@ fn read(paths: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
     Ok(read_sets(paths)?.into_iter().flatten().collect())
 }
 
-fn find(directory: &Path, set: usize, sets: &mut Vec<Vec<Source>>) -> anyhow::Result<()> {
+/// What a server reads: every file of its directories, and none below them. And their cases.
+///
+/// # Errors
+/// When one cannot be read.
+fn read_served(directories: &[PathBuf]) -> anyhow::Result<Vec<Source>> {
+    let mut sources = Vec::new();
+    for directory in directories {
+        for path in entries(directory)?.iter().filter(|path| is_yaml(path)) {
+            sources.push(source(path)?);
+        }
+    }
+    Ok(sources)
+}
+
+fn entries(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(directory).with_context(|| directory.display().to_string())?;
     let mut paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
     paths.sort();
+    Ok(paths)
+}
+
+fn find(directory: &Path, set: usize, sets: &mut Vec<Vec<Source>>) -> anyhow::Result<()> {
+    let paths = entries(directory)?;
     let mut files = Vec::new();
     for path in paths.iter().filter(|path| is_yaml(path)) {
         files.push(source(path)?);
