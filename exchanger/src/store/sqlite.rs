@@ -3,6 +3,7 @@
 //! Write-ahead log with `synchronous=FULL`: what was answered survives a power cut. One process per
 //! file, held by a lock beside it, because the end of the audit chain is kept in memory.
 
+mod files;
 mod folds;
 mod packed;
 mod recent;

@@ -5,12 +5,8 @@ use crate::{
     audit::Link,
     store::{Hash, StoreError},
 };
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
-use std::{
-    os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, config::DbConfig};
+use std::{path::Path, time::Duration};
 
 /// In order; `user_version` counts how many were applied.
 const MIGRATIONS: &[&str] = &[
@@ -25,23 +21,6 @@ const PAGE_BYTES: u32 = 8192;
 /// Nobody else writes, but for a person with a tool; readers wait only while a log is recovered.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Tells a file from another one of its name: its device and its number there.
-pub(super) type FileId = (u64, u64);
-
-/// The file at a path.
-pub(super) fn file_id(path: &Path) -> Result<FileId, Fault> {
-    let unreadable = |error: std::io::Error| StoreError::Unavailable(format!("{}: {error}", path.display()));
-    let file = std::fs::metadata(path).map_err(|error| Fault::Store(unreadable(error)))?;
-    Ok((file.dev(), file.ino()))
-}
-
-/// The write-ahead log of the database at a path.
-pub(super) fn log_path(path: &Path) -> PathBuf {
-    let mut log = path.as_os_str().to_owned();
-    log.push("-wal");
-    log.into()
-}
-
 /// The one connection that writes. Migrates first.
 pub(super) fn open_writer(path: &Path) -> Result<Connection, Fault> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -53,6 +32,8 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, Fault> {
     // The checkpointer does that, beside the writer.
     conn.pragma_update(None, "wal_autocheckpoint", 0)?;
     conn.pragma_update(None, "foreign_keys", false)?;
+    // Nor at its end: a log that somebody changed would spoil the database.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     conn.set_prepared_statement_cache_capacity(64);
     migrate(&conn)?;
     Ok(conn)
@@ -70,7 +51,9 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, Fault> {
 /// A connection that does nothing but move pages from the log to the database.
 pub(super) fn open_checkpointer(path: &Path) -> Result<Connection, Fault> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    Ok(Connection::open_with_flags(path, flags)?)
+    let conn = Connection::open_with_flags(path, flags)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    Ok(conn)
 }
 
 /// The end of the audit chain on disk.

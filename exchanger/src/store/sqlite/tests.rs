@@ -63,6 +63,11 @@ async fn end(world: &World, lease: &Lease) -> Result<bool, StoreError> {
     world.store.transition(lease.id(), lease.state().clone(), ended, None, Some(entry)).await
 }
 
+async fn freeze(world: &World) -> Result<(), StoreError> {
+    let entry = Entry::new(world.now(), Event::Freeze);
+    world.store.freeze(FreezeTarget::All, Some("an incident".to_owned()), entry).await
+}
+
 #[tokio::test]
 async fn conforms() {
     for (name, case) in CASES {
@@ -165,24 +170,45 @@ async fn a_file_that_is_removed_takes_nothing_until_it_is_back() {
     let file = File::new(0);
     let world = World::new(Box::new(file.clone()));
     let aside = file.directory.path().join("aside");
-    let freeze = || {
-        world.store.freeze(FreezeTarget::All, Some("an incident".to_owned()), Entry::new(world.now(), Event::Freeze))
-    };
-    freeze().await.expect("frozen");
-    for name in ["jobpass.db", "jobpass.db-wal"] {
+    freeze(&world).await.expect("frozen");
+    for name in ["jobpass.db", "jobpass.db-wal", "jobpass.db.lock"] {
         let path = file.directory.path().join(name);
         std::fs::rename(&path, &aside).expect("moved");
         for replaced in [false, true] {
             if replaced {
                 std::fs::write(&path, "").expect("written");
             }
-            let refused = freeze().await.expect_err("nothing of this would be left").to_string();
-            assert!(refused.contains(&format!("{name} was removed or replaced")), "{refused}");
+            let refused = freeze(&world).await.expect_err("nothing of this would be left").to_string();
+            assert!(refused.contains(&format!("{name} was removed, replaced or changed")), "{refused}");
             assert!(world.store.check().is_err(), "the server is not ready");
         }
         std::fs::rename(&aside, &path).expect("moved back");
-        freeze().await.expect("frozen");
+        freeze(&world).await.expect("frozen");
         world.store.check().expect("ready");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_written_over_takes_nothing() {
+    for (name, by) in
+        [("jobpass.db", "an older one"), ("jobpass.db-wal", "an older one"), ("jobpass.db-wal", "nothing")]
+    {
+        let file = File::new(0);
+        let mut world = World::new(Box::new(file.clone()));
+        let path = file.directory.path().join(name);
+        freeze(&world).await.expect("frozen");
+        let older = if by == "nothing" { Vec::new() } else { std::fs::read(&path).expect("read") };
+        world.fresh().await;
+        let newer = std::fs::read(&path).expect("read");
+        // Under the same inode, as `cp` does it.
+        std::fs::write(&path, older).expect("written");
+        let refused = freeze(&world).await.expect_err("nothing of this would be left").to_string();
+        assert!(refused.contains(&format!("{name} was removed, replaced or changed")), "{refused}");
+        world.store.close().await;
+        std::fs::write(&path, newer).expect("written");
+        world.store = world.place.open(Arc::new(world.clock.clone()));
+        assert!(world.store.freezes().await.expect("reads").all.is_some(), "{name}: nothing was spoiled at the end");
+        assert_eq!(world.audit().await.len(), 2);
     }
 }
 

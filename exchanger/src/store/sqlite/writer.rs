@@ -3,6 +3,7 @@
 
 use super::{
     Fault,
+    files::{Database, Files},
     folds::Folds,
     packed::{Packed, Samples},
     recent::Recent,
@@ -170,13 +171,13 @@ impl Writer {
         let (sender, inbox) = channel();
         let head = schema::chain_head(&conn)?;
         shared.head.send_replace(head);
+        let files = Files::of(path)?;
         let mut state = Thread {
             path: path.to_owned(),
-            file: schema::file_id(path)?,
-            log: None,
             conn: None,
             log_pages: Arc::default(),
-            checkpointer: start_checkpointer(path)?,
+            checkpointer: start_checkpointer(path, Arc::clone(files.database()))?,
+            files,
             checkpointed: 0,
             head,
             shared,
@@ -211,9 +212,7 @@ impl Writer {
 
 struct Thread {
     path: PathBuf,
-    /// The file that was opened at the start, and its log once something was written to that.
-    file: schema::FileId,
-    log: Option<schema::FileId>,
+    files: Files,
     conn: Option<Connection>,
     log_pages: Arc<AtomicI32>,
     checkpointer: SyncSender<()>,
@@ -261,7 +260,9 @@ impl Thread {
             self.commit(batch);
             self.checkpoint();
         }
-        if let Some(conn) = self.conn.take() {
+        if let Some(conn) = self.conn.take()
+            && self.files.changed().is_none()
+        {
             // Best effort: what is left in the log is read at the next start.
             let _ = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         }
@@ -279,11 +280,11 @@ impl Thread {
 
     fn commit(&mut self, mut batch: Vec<Box<dyn Job>>) {
         if !batch.is_empty()
-            && let Some(path) = self.misplaced()
+            && let Some(path) = self.files.changed()
         {
-            // What is written now would be gone with this process; a new file would know of no freeze and no token.
+            // What is written now would be gone with this process; another file knows of other freezes and tokens.
             let failure = StoreError::Unavailable(format!(
-                "{} was removed or replaced while the server uses it: stop the server, and put the file back",
+                "{} was removed, replaced or changed while the server uses it: stop the server, and put the right file back",
                 path.display()
             ));
             self.failed(&failure);
@@ -333,9 +334,7 @@ impl Thread {
             }
         }
         conn.prepare_cached("COMMIT")?.execute([])?;
-        if self.log.is_none() {
-            self.log = schema::file_id(&schema::log_path(&self.path)).ok();
-        }
+        self.files.wrote_log();
         if let Some(freezes) = tx.freezes {
             *self.shared.freezes.write().unwrap_or_else(PoisonError::into_inner) = freezes;
         }
@@ -361,19 +360,9 @@ impl Thread {
                 self.conn = Some(conn);
             }
         }
-        if self.conn.is_none() {
-            // The last connection of all takes the log away.
-            self.log = None;
-        }
+        self.files.wrote();
         self.failed(&failure);
         failure
-    }
-
-    /// A file that is not any more where the connection opened it.
-    fn misplaced(&self) -> Option<PathBuf> {
-        let files = [(self.path.clone(), Some(self.file)), (schema::log_path(&self.path), self.log)];
-        let is_elsewhere = |path: &Path, known| schema::file_id(path).ok() != Some(known);
-        files.into_iter().find_map(|(path, known)| known.filter(|known| is_elsewhere(&path, *known)).map(|_| path))
     }
 
     fn failed(&self, why: &StoreError) {
@@ -390,6 +379,7 @@ impl Thread {
             Ok(())
         }))?;
         self.conn = Some(conn);
+        self.files.wrote();
         Ok(())
     }
 
@@ -406,14 +396,19 @@ impl Thread {
         {
             // Not possible while the checkpointer is at it: then after the next batch. It gets no new step.
             let _ = conn.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)").and_then(|mut s| s.query_row([], |_| Ok(())));
-        } else if in_log - self.checkpointed >= CHECKPOINT_STEP && self.checkpointer.try_send(()).is_ok() {
-            self.checkpointed = in_log;
+            self.files.wrote();
+        } else if in_log - self.checkpointed >= CHECKPOINT_STEP {
+            self.files.database().step_begins();
+            match self.checkpointer.try_send(()) {
+                Ok(()) => self.checkpointed = in_log,
+                Err(_) => self.files.database().step_ends(),
+            }
         }
     }
 
     /// In a quiet moment, gives the log's space back.
-    fn shrink(&self) {
-        let Some(conn) = &self.conn else { return };
+    fn shrink(&mut self) {
+        let Some(conn) = self.conn.as_ref().filter(|_| self.files.changed().is_none()) else { return };
         if self.log_pages.load(Ordering::Relaxed) < CHECKPOINT_STEP || conn.busy_timeout(Duration::ZERO).is_err() {
             return;
         }
@@ -424,16 +419,19 @@ impl Thread {
         }
         // A connection that waited longer or shorter would be as good.
         let _ = conn.busy_timeout(schema::BUSY_TIMEOUT);
+        self.files.wrote();
     }
 }
 
-fn start_checkpointer(path: &Path) -> Result<SyncSender<()>, Fault> {
+fn start_checkpointer(path: &Path, database: Arc<Database>) -> Result<SyncSender<()>, Fault> {
     let (step, steps) = sync_channel(1);
     let conn = schema::open_checkpointer(path)?;
     spawn("store-checkpointer", move || {
         while steps.recv().is_ok() {
             // What fails now is done by a later step.
             let _ = conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+            database.wrote();
+            database.step_ends();
         }
     })?;
     Ok(step)
