@@ -195,7 +195,8 @@ impl Denial {
         match &self.kind {
             _ if !discloses => Vec::new(),
             DenialKind::UnknownGrant | DenialKind::Scope { .. } => Vec::new(),
-            DenialKind::Frozen { reason } => vec![format!("frozen: {reason}")],
+            // The reason is for the operators.
+            DenialKind::Frozen { .. } => vec!["an admin has frozen it".to_owned()],
             DenialKind::NoRule => {
                 let told = |rule: &&RuleTrace| grant.disclose == Disclose::Full || own.contains(&rule.rule);
                 self.trace().rules.iter().filter(told).map(RuleTrace::summary).collect()

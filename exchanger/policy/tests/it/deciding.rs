@@ -118,7 +118,7 @@ fn a_freeze_beats_any_policy() {
             Decision::Permit(_) => assert!(!frozen, "{freezes:?}"),
             Decision::Denial(denial) => {
                 assert!(frozen, "{freezes:?}");
-                assert_eq!(denial.disclosed(), ["frozen: incident 7"]);
+                assert_eq!(denial.disclosed(), ["an admin has frozen it"]);
             }
         }
     }
