@@ -5,7 +5,7 @@ use crate::{
     backends::{Backends, Document, registry},
     clock::{Clock, SystemClock, Timestamp},
     config::Config,
-    exchange::hash,
+    exchange::{Orphans, hash},
     http::{self, server::Served},
     leases::{
         reaper::Reaper,
@@ -31,7 +31,7 @@ use std::{
     num::NonZeroU32,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{sync::watch, task::JoinHandle};
 use uuid::Uuid;
@@ -76,6 +76,8 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// What backends publish of leases that were taken back, by path, for as long as it is fresh.
     pub revocations: moka::future::Cache<String, Document>,
+    /// What clients left behind.
+    pub orphans: Orphans,
     limiter: Option<Limiter>,
 }
 
@@ -321,6 +323,7 @@ pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, Sta
         reaper,
         metrics,
         revocations: moka::future::Cache::builder().time_to_live(REVOCATIONS_FRESH).build(),
+        orphans: Orphans::default(),
         limiter: NonZeroU32::new(config.exchanges_per_minute).map(|limit| RateLimiter::keyed(Quota::per_minute(limit))),
     });
 
@@ -397,8 +400,13 @@ impl Running {
     /// Stops: listeners close, exchanges in flight finish, the reaper stops, the store closes.
     pub async fn stop(self) {
         tracing::info!("stopping: requests in flight may finish");
+        let stopping = Instant::now();
         self.public.stop(self.drain).await;
         self.admin.stop().await;
+        // Its client may be gone, and the backend asked.
+        if !self.app.orphans.ended(self.drain.saturating_sub(stopping.elapsed())).await {
+            tracing::warn!("exchanges in flight are cut off: they took longer than `limits.drain`");
+        }
         let mut entry = Entry::new(self.app.clock.now(), Event::Server);
         entry.reason = Some("stopped".to_owned());
         self.app.record(entry, None).await;

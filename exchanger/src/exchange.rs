@@ -32,6 +32,7 @@ use jobpass_protocol::{
 use sha2::{Digest, Sha256};
 use std::{sync::Arc, time::Duration};
 use story::Story;
+pub use to_its_end::Orphans;
 use to_its_end::ToItsEnd;
 
 /// Why a request got no credential. Knows nothing of HTTP; `http::error` gives each its answer.
@@ -225,9 +226,10 @@ pub async fn renew(app: &Arc<App>, request: RenewRequest) -> Result<TokenRespons
             && same()
             && let Some(slot) = slot.take()
         {
+            let orphans = &app.orphans;
             let (app, backend) = (Arc::clone(app), Arc::clone(backend));
             let extended = async move { extend(&app, &*backend, slot, &permit, rotation, expires_at, &story).await };
-            return ToItsEnd::new(extended).await;
+            return ToItsEnd::new(orphans, extended).await;
         }
     }
     let draft = Draft {
@@ -258,8 +260,8 @@ pub async fn give_back(app: &Arc<App>, request: RevokeRequest) -> Result<RevokeR
     let Some(lease) = possessed(app, &request).await? else {
         return Ok(RevokeResponse::default()); // RFC 7009 §2.2: an unknown token is no error
     };
-    let app = Arc::clone(app);
-    ToItsEnd::new(async move {
+    let (orphans, app) = (&app.orphans, Arc::clone(app));
+    ToItsEnd::new(orphans, async move {
         let revocation = Revocation {
             targets: Targets::Family(lease.id()),
             because: Ending::Revoked,
@@ -315,8 +317,8 @@ async fn detached(
     draft: Draft,
     story: Story,
 ) -> Result<TokenResponse, Refusal> {
-    let app = Arc::clone(app);
-    ToItsEnd::new(async move {
+    let (orphans, app) = (&app.orphans, Arc::clone(app));
+    ToItsEnd::new(orphans, async move {
         let issued = match (app.backends.named(permit.grant().backend()), slot) {
             (Some(Backend::Local(backend)), _) => issue_local(&app, &**backend, &permit, &order, draft, &story).await,
             // In a box, so that what local ones need is not as large as what these do.

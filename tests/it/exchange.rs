@@ -1,5 +1,6 @@
 //! One token, one holder, one credential: the exchange over HTTP.
 
+use jobpass_exchanger::demo::ledger::{Fault, On};
 use jobpass_tests::world::{Setting, World, grant, session};
 use serde_json::json;
 use std::{collections::BTreeSet, time::Duration};
@@ -251,4 +252,26 @@ async fn guards_that_never_were_good_grant_nothing() {
     let refused = std::panic::AssertUnwindSafe(World::of(setting));
     let outcome = futures_util::FutureExt::catch_unwind(refused).await;
     assert!(outcome.is_err(), "the server does not start without the guards that it was given");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_waits_for_what_a_client_left_behind() {
+    let mut world = World::start().await;
+    // Made at once, and answered late.
+    world.ledger.misbehave(vec![Fault { slow_ms: 1000, ..Fault::on(On::Create) }]);
+    let token = world.token();
+    let made = async {
+        while world.ledger.keys().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        answer = world.exchange(&token, "ledger", &[]) => panic!("{answer:?}"),
+        () = made => {} // and the client is gone
+    }
+    world.stop_server().await;
+    world.start_server().await.expect("starts again");
+    let states: Vec<_> = world.leases().await.iter().map(|lease| serde_json::to_value(&lease.state)).collect();
+    assert!(matches!(&states[..], [Ok(state)] if state["state"] == "active"), "{states:?}");
+    world.close().await;
 }
