@@ -27,7 +27,7 @@ pub const PASSWORD: &str = "registry-password-of-old";
 pub struct Registry {
     port: u16,
     directory: TempDir,
-    program: Program,
+    program: Option<Program>,
 }
 
 impl Registry {
@@ -72,11 +72,26 @@ impl Registry {
             "auth": auth(directory.path()),
         });
         fs::write(path("config.yml"), config.to_string()).expect("the directory is ours");
+        let mut registry = Self { port, directory, program: None };
+        registry.serve().await;
+        registry
+    }
+
+    async fn serve(&mut self) {
         let mut registry = program::system("docker-registry");
-        registry.arg("serve").arg(path("config.yml"));
-        let listens = async || TcpStream::connect(("127.0.0.1", port)).is_ok();
-        let program = Program::start(registry).ready(listens).await;
-        Self { port, directory, program }
+        registry.arg("serve").arg(self.path("config.yml"));
+        let listens = async || TcpStream::connect(("127.0.0.1", self.port)).is_ok();
+        self.program = Some(Program::start(registry).ready(listens).await);
+    }
+
+    /// From now on it sends its clients to this token server.
+    pub async fn send_clients_to(&mut self, realm: &str) {
+        let path = self.path("config.yml");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).expect("the file is there")).expect("JSON");
+        config["auth"]["token"]["realm"] = realm.into();
+        fs::write(path, config.to_string()).expect("the directory is ours");
+        self.program = None; // ended, so that its port is free
+        self.serve().await;
     }
 
     /// `host:port`, as clients name it.
@@ -121,7 +136,11 @@ impl Registry {
         skopeo.args(["--insecure-policy", command]).args(arguments);
         skopeo.arg(format!("docker://{}/{repository}:latest", self.host())).env("HOME", self.directory.path());
         let done = Program::run(skopeo).await;
-        if done.status.success() { Ok(()) } else { Err(format!("{}\n{}", done.log, self.program.log())) }
+        if done.status.success() {
+            Ok(())
+        } else {
+            Err(format!("{}\n{}", done.log, self.program.as_ref().map(Program::log).unwrap_or_default()))
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use jobpass_tests::{
     https::Certificate,
     kubernetes::{ADMIN, Kubernetes},
     program::{self, Program},
-    registry::{PASSWORD, Registry, USER},
+    registry::{ISSUER, PASSWORD, Registry, SERVICE, USER},
     server::{Server, Setup},
 };
 use serde_json::json;
@@ -46,6 +46,21 @@ impl Job {
         as_job(&mut command, &self.github, &self.server, self.home.path());
         command.env("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "1");
         Program::run(command).await.expect_success()
+    }
+
+    /// Runs a script whose container tools ask `docker-credential-jobpass` about a registry.
+    async fn with_docker_helper(&self, host: &str, grants: &str, script: &str) -> String {
+        let helpers = json!({ "credHelpers": { host: "jobpass" } });
+        let (auth, bin) = (self.file("auth.json", &helpers.to_string()), self.home.path().join("bin"));
+        fs::create_dir_all(&bin).unwrap();
+        let helper = bin.join("docker-credential-jobpass");
+        if !helper.exists() {
+            symlink(program::built("jobpass"), helper).unwrap();
+        }
+        let mut command = Command::new("sh");
+        let set = "export PATH=$0:\"$PATH\" REGISTRY_AUTH_FILE=$1 JOBPASS_DOCKER_GRANTS=$2;";
+        command.args(["-c", &format!("{set} {script}")]).args([&bin, &auth]).arg(grants);
+        self.step(command).await
     }
 
     async fn jobpass(&self, arguments: &[&str]) -> String {
@@ -266,27 +281,57 @@ async fn skopeo_asks_the_credential_helper() {
     })
     .await;
     job.server.keep_quiet(PASSWORD);
-    let helpers = json!({ "credHelpers": { &host: "jobpass" } });
-    let (auth, bin) = (job.file("auth.json", &helpers.to_string()), job.home.path().join("bin"));
-    fs::create_dir(&bin).unwrap();
-    symlink(program::built("jobpass"), bin.join("docker-credential-jobpass")).unwrap();
     let run = async |grants: &str| {
-        let mut command = Command::new("sh");
         let image = registry.path("image");
         let script = format!(
-            "export PATH={}:\"$PATH\" REGISTRY_AUTH_FILE={} JOBPASS_DOCKER_GRANTS='{grants}'; \
-             skopeo --insecure-policy copy --dest-tls-verify=false oci:{}:latest docker://{host}/app:latest 2>&1 && \
+            "skopeo --insecure-policy copy --dest-tls-verify=false oci:{}:latest docker://{host}/app:latest 2>&1 && \
              skopeo --insecure-policy inspect --tls-verify=false docker://{host}/app:latest || echo refused",
-            bin.display(),
-            auth.display(),
             image.display()
         );
-        command.args(["-c", &script]);
-        job.step(command).await
+        job.with_docker_helper(&host, grants, &script).await
     };
     let told = run("other.example=images").await;
     assert!(told.contains("refused"), "{told}");
     let told = run(&format!("{host}=images")).await;
     assert!(told.contains("\"Digest\"") && !told.contains("refused"), "{told}");
     assert!(job.server.lease_states().len() > 1, "each call is an exchange");
+}
+
+#[tokio::test]
+async fn skopeo_is_sent_to_jobpass_for_its_token() {
+    let mut registry = Registry::start().await;
+    let host = registry.host();
+    let job = Job::start(|setup| {
+        let key = fs::read_to_string(registry.path("signer.key")).expect("the file is there");
+        let backend = json!({ "oci_registry": {
+            "registry": host, "service": SERVICE, "issuer": ISSUER, "key": setup.secret("signer", &key),
+            "certificate": registry.path("signer.pem"),
+        } });
+        let access = json!({ "access": [{ "repository": "ci/app", "actions": ["pull", "push"] }] });
+        setup.backend("images", backend).grant_text("push", &grant("push", "images", &access, "5m"))
+    })
+    .await;
+    registry.send_clients_to(&format!("{}/oci_registry/images/token", job.server.url)).await;
+    let copy = format!(
+        "skopeo --insecure-policy copy --dest-tls-verify=false oci:{}:latest docker://{host}",
+        registry.path("image").display()
+    );
+    let script = format!(
+        "{copy}/ci/app:latest && skopeo --insecure-policy inspect --tls-verify=false docker://{host}/ci/app:latest; \
+         {copy}/ci/other:latest 2>&1 || echo refused elsewhere"
+    );
+    let told = job.with_docker_helper(&host, &format!("{host}=push"), &script).await;
+    assert!(told.contains("\"Digest\"") && told.contains("denied") && told.contains("refused elsewhere"), "{told}");
+
+    // The same by the file that `docker login` would have written, until the lease is taken back.
+    let inspect = format!("skopeo --insecure-policy inspect --tls-verify=false docker://{host}/ci/app:latest");
+    let script = format!("export REGISTRY_AUTH_FILE=$HOME/login.json; cp \"$LOGIN/config.json\" $REGISTRY_AUTH_FILE; {inspect}");
+    let mut command = Command::new(program::built("jobpass"));
+    command.args(["exec", "--grant", "push", "--file", "LOGIN=docker_config", "--", "sh", "-c", &script]);
+    let told = job.step(command).await;
+    assert!(told.contains("\"Digest\""), "{told}");
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("REGISTRY_AUTH_FILE=$HOME/login.json {inspect} 2>&1 || echo refused")]);
+    let told = job.step(command).await;
+    assert!(told.contains("unauthorized") && told.contains("refused"), "{told}");
 }

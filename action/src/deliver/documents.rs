@@ -1,5 +1,6 @@
 //! The files that tools read a credential from, as text: made of a credential's fields, and named like one.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jobpass_protocol::{Credential, Secret};
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -75,9 +76,13 @@ fn document(credential: &Credential, name: &str) -> Option<Secret> {
         }
         // Chain first, as `curl --cert` and HAProxy read it.
         "pem" => secret(&[field("certificate")?, field("private_key")?]),
-        // Docker CLI, `cli/config/types.AuthConfig`: `registrytoken` is a bearer token for the registry itself.
+        // Docker CLI, `cli/config/types.AuthConfig`: `registrytoken` is a bearer token for the registry itself. Who does
+        // not read it (skopeo, podman) takes it to the registry's token server as a password.
         _ => {
-            let auths = json!({ field("host")?: { "registrytoken": field("token")? } });
+            let token = field("token")?;
+            let login = Zeroizing::new(format!("jobpass:{token}"));
+            let auth = Zeroizing::new(STANDARD.encode(login.as_bytes()));
+            let auths = json!({ field("host")?: { "registrytoken": token, "auth": *auth } });
             Secret::new(json!({ "auths": auths }).to_string())
         }
     })
@@ -115,7 +120,11 @@ mod tests {
                     "[client]\nhost=\"db.example\"\nport=\"3306\"\nuser=\"u\"\npassword=\"p\\\"a\\\\s\"\n[mysql]\ndatabase=\"app\"\n",
                 ),
             ),
-            (&registry, "docker_config", Some(r#"{"auths":{"registry.example:5000":{"registrytoken":"a.b.c"}}}"#)),
+            (
+                &registry,
+                "docker_config",
+                Some(r#"{"auths":{"registry.example:5000":{"auth":"am9icGFzczphLmIuYw==","registrytoken":"a.b.c"}}}"#),
+            ),
             (&certified, "pem", Some("chain\nkey\n")),
             (&Credential::x509_certificate("chain\n"), "pem", None),
             (&postgres, "password", Some("p:a\\s's\"#")),

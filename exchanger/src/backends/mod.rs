@@ -93,6 +93,11 @@ pub trait Describe: Send + Sync {
         None
     }
 
+    /// The token server of a registry, where the backend is one.
+    fn token_server(&self) -> Option<&oci_registry::OciRegistry> {
+        None
+    }
+
     /// The list of what was taken back before its time. Asked for only where [`Describe::publication`]
     /// says [`Publication::Revocations`].
     ///

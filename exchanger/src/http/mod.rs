@@ -3,6 +3,7 @@
 pub mod admin;
 mod error;
 mod handlers;
+mod registry;
 pub mod server;
 
 use crate::app::App;
@@ -25,6 +26,7 @@ pub fn public(app: Arc<App>) -> Router {
         .route("/.well-known/oauth-authorization-server", get(handlers::authorization_server))
         .route("/.well-known/openid-configuration", get(handlers::openid_configuration))
         .route("/.well-known/jwks.json", get(handlers::jwks))
+        .route("/oci_registry/{backend}/token", get(registry::token))
         .route("/{kind}/{backend}/{document}", get(handlers::published))
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed)

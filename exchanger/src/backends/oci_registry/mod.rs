@@ -1,12 +1,13 @@
 //! `oci_registry`: tokens of the distribution token protocol, for a registry that takes ours.
 //!
-//! jobpass stands in the place of the registry's token server: a token names the repositories and what
+//! jobpass is the registry's token server: a token names the repositories and what
 //! may be done there, is signed by a key whose certificate is in the registry's `rootcertbundle`, and
 //! ends by itself. The registry takes a token for some time after its end (60 seconds in distribution
 //! 2.x), so that tokens are made that much shorter: when the lease ends, the registry refuses.
 
 #[cfg(test)]
 mod tests;
+mod token_server;
 
 use super::{Describe, LocalBackend, MintError, Minted, Order, Spec, registry::BuildContext, spec, spec::SpecReader};
 use crate::{
@@ -27,7 +28,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::{path::PathBuf, sync::OnceLock, time::Duration};
+use std::{borrow::Cow, path::PathBuf, sync::OnceLock, time::Duration};
 
 /// The backend in the server's config.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -77,6 +78,16 @@ pub enum Action {
     Push,
     /// Delete them.
     Delete,
+}
+
+impl Action {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pull => "pull",
+            Self::Push => "push",
+            Self::Delete => "delete",
+        }
+    }
 }
 
 /// The clock skew that distribution 2.x allows (`registry/auth/token/token.go`, `Leeway`).
@@ -162,6 +173,20 @@ impl OciRegistry {
     }
 }
 
+impl OciRegistry {
+    fn sign(&self, payload: &Payload) -> Result<Secret, String> {
+        let failed = |why: String| format!("the token cannot be signed: {why}");
+        let signer = self.signer().map_err(failed)?;
+        let payload = serde_json::to_vec(payload).map_err(|error| failed(error.to_string()))?;
+        let mut token = format!("{}.{}", signer.header, URL_SAFE_NO_PAD.encode(payload));
+        let signature = signer.pair.sign(&SystemRandom::new(), token.as_bytes());
+        let signature = signature.map_err(|error| failed(error.to_string()))?;
+        token.push('.');
+        URL_SAFE_NO_PAD.encode_string(signature, &mut token);
+        Ok(Secret::new(token))
+    }
+}
+
 /// Distribution, `reference.go`: components of letters and digits, with one `.`, one or two `_`, or any
 /// number of `-` between them.
 fn is_repository(text: &str) -> bool {
@@ -224,26 +249,36 @@ impl Describe for OciRegistry {
     fn preflight(&self) -> Result<(), String> {
         self.signer().map(|_| ())
     }
+
+    fn token_server(&self) -> Option<&OciRegistry> {
+        Some(self)
+    }
 }
 
 /// Distribution, "Token Authentication Implementation".
-#[derive(Serialize)]
-struct Payload<'a> {
-    iss: &'a str,
-    sub: &'a str,
-    aud: &'a str,
+#[derive(Serialize, Deserialize)]
+struct Payload {
+    iss: String,
+    sub: String,
+    aud: String,
     exp: i64,
     nbf: i64,
     iat: i64,
     jti: LeaseId,
-    access: Vec<Access<'a>>,
+    access: Vec<Access>,
 }
 
-#[derive(Serialize)]
-struct Access<'a> {
-    r#type: &'static str,
+#[derive(Serialize, Deserialize)]
+struct Access {
+    r#type: Cow<'static, str>,
     name: String,
-    actions: &'a [Action],
+    actions: Vec<Action>,
+}
+
+impl Access {
+    const fn to_repository(name: String, actions: Vec<Action>) -> Self {
+        Self { r#type: Cow::Borrowed("repository"), name, actions }
+    }
 }
 
 impl LocalBackend for OciRegistry {
@@ -261,28 +296,20 @@ impl LocalBackend for OciRegistry {
             if !is_repository(&name) {
                 return Err(spec::unfit(&field, &"this is no repository's name"));
             }
-            access.push(Access { r#type: "repository", name, actions });
+            access.push(Access::to_repository(name, actions.clone()));
         }
-        let subject = format!("grant:{}", permit.grant().name());
         let payload = Payload {
-            iss: &self.issuer,
-            sub: &subject,
-            aud: &self.service,
+            iss: self.issuer.clone(),
+            sub: format!("grant:{}", permit.grant().name()),
+            aud: self.service.clone(),
             exp,
             nbf: order.at.secs(),
             iat: order.at.secs(),
             jti: order.lease,
             access,
         };
-        let failed = |why: String| MintError::Unavailable(format!("the token cannot be signed: {why}"));
-        let signer = self.signer().map_err(failed)?;
-        let payload = serde_json::to_vec(&payload).map_err(|error| failed(error.to_string()))?;
-        let mut token = format!("{}.{}", signer.header, URL_SAFE_NO_PAD.encode(payload));
-        let signature = signer.pair.sign(&SystemRandom::new(), token.as_bytes());
-        let signature = signature.map_err(|error| failed(error.to_string()))?;
-        token.push('.');
-        URL_SAFE_NO_PAD.encode_string(signature, &mut token);
-        let credential = Credential::oci_registry(&self.registry, Secret::new(token));
+        let token = self.sign(&payload).map_err(MintError::Unavailable)?;
+        let credential = Credential::oci_registry(&self.registry, token);
         Ok(Minted { credential, expires_at: Timestamp::from_secs(exp) + self.leeway })
     }
 }

@@ -127,3 +127,66 @@ fn configs() {
         assert!(error.contains(refusal) && !error.contains("hunter2"), "{error}");
     }
 }
+
+#[test]
+fn a_token_that_is_brought_back_is_narrowed() {
+    let (key, certificate) = signer();
+    let bench = |more: &str| Bench::with(&config(&certificate, more), [("KEY", key.as_str())]);
+    let here = bench("");
+    let credential =
+        "access: [{ repository: ci/app, actions: [pull, push] }, { repository: base/debian, actions: [pull] }]";
+    let permit = here.permit(credential, "15m", &[]).expect("permitted");
+    let Backend::Local(backend) = here.backend() else { panic!("oci_registry is local") };
+    let minted = backend.mint(&permit, &order(&permit)).expect("a token");
+    let token = minted.credential.field("token").map(Secret::expose).expect("a token");
+    let server = backend.token_server().expect("it is one");
+    let ends = NOW + Duration::from_secs(900 - 60);
+
+    let pull = json!([{ "type": "repository", "name": "ci/app", "actions": ["pull"] }]);
+    let both = json!([
+        { "type": "repository", "name": "ci/app", "actions": ["pull", "push"] },
+        { "type": "repository", "name": "base/debian", "actions": ["pull"] },
+    ]);
+    for (scopes, access) in [
+        (&["repository:ci/app:pull"][..], &pull),
+        (&["repository:ci/app:pull,delete", "repository:other:pull"], &pull),
+        (&["repository:ci/app:push,pull", "repository:base/debian:pull,push"], &both),
+        (&["repository:ci/app:push,pull repository:base/debian:pull"], &both),
+        (&[], &json!([])),
+        (
+            &["repository:ci/app:*", "repository:ci:pull", "registry:catalog:*", "repository(plugin):ci/app:pull", "x"],
+            &json!([]),
+        ),
+    ] {
+        let brought = server.take(token, NOW).expect("a key").expect("it is good");
+        assert_eq!((brought.lease(), brought.expires_in(NOW)), (order(&permit).lease, 840));
+        let narrow = server.narrow(brought, scopes.iter().copied(), NOW).expect("signed");
+        let payload = URL_SAFE_NO_PAD.decode(narrow.expose().split('.').nth(1).expect("a payload")).expect("base64url");
+        let payload: Value = serde_json::from_slice(&payload).expect("JSON");
+        assert_eq!((&payload["access"], &payload["exp"]), (access, &json!(ends.secs())), "{scopes:?}");
+        assert!(server.take(narrow.expose(), NOW).expect("a key").is_some(), "it is one of ours");
+    }
+
+    let last = token.len() - 1;
+    let forged = format!("{}{}", &token[..last], if token.ends_with('A') { 'B' } else { 'A' });
+    let widened = {
+        let mut parts: Vec<_> = token.split('.').map(str::to_owned).collect();
+        parts[1] = URL_SAFE_NO_PAD.encode(
+            String::from_utf8(URL_SAFE_NO_PAD.decode(&parts[1]).expect("base64url"))
+                .expect("JSON")
+                .replace("debian", "fedora"),
+        );
+        parts.join(".")
+    };
+    for (what, token, at) in [
+        ("its time is over", token, ends),
+        ("forged", forged.as_str(), NOW),
+        ("widened", widened.as_str(), NOW),
+        ("no token", "", NOW),
+        ("no token", "a.b.c", NOW),
+    ] {
+        assert!(server.take(token, at).expect("a key").is_none(), "{what}");
+    }
+    let elsewhere = bench(", issuer: https://other.example");
+    assert!(elsewhere.backend().describe().token_server().expect("one").take(token, NOW).expect("a key").is_none());
+}
