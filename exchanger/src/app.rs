@@ -4,7 +4,7 @@ use crate::{
     audit::{self, Entry, Event, Sign},
     backends::{Backends, Document, registry},
     clock::{Clock, SystemClock, Timestamp},
-    config::Config,
+    config::{Config, ConfigError},
     exchange::{Orphans, hash},
     http::{self, server::Served},
     leases::{
@@ -100,6 +100,9 @@ pub enum StartError {
         /// How, and the cure.
         why: String,
     },
+    /// A file that the config names cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -215,8 +218,9 @@ pub struct Checked {
 /// Builds what a server would be built from, without starting it or touching its state.
 ///
 /// # Errors
-/// When an issuer or a backend cannot be built.
+/// When an issuer or a backend cannot be built, or a file that serving needs cannot be used.
 pub fn check(config: &Config) -> Result<Checked, StartError> {
+    config.check_files()?;
     let (issuers, backends) = policy_world(config)?;
     build_verifier(config, &(Arc::new(SystemClock) as Arc<dyn Clock>))?;
     let compiled = policies::check(&config.policies, &issuers, &backends)
@@ -294,6 +298,7 @@ pub struct Running {
 pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, StartError> {
     // First, so that a second server changes nothing of the running one's.
     let claim = Claim::new(&config.state_dir.join("jobpass.db"))?;
+    config.check_files()?;
     let keys = Keys::open(&config.state_dir.join("keys"), Arc::clone(&clock), config.signing.clone())?;
     let sealing = config.sealing();
     let backends = build_backends(&config, &clock, &keys, &sealing)?;

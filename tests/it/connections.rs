@@ -1,7 +1,10 @@
 //! Connections that are held for nothing, and more of them than there are places.
 
 use jobpass_exchanger::{
-    http::server::{Bounds, Certificate, Served},
+    http::{
+        certificate::Certificate,
+        server::{Bounds, Served},
+    },
     telemetry::Metrics,
 };
 use jobpass_tests::{

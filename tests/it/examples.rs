@@ -5,7 +5,11 @@ use jobpass_exchanger::{
     config::{Config, Env},
 };
 use jobpass_tests::program::root;
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
 
 fn examples() -> Vec<PathBuf> {
     let entries = fs::read_dir(root().join("examples")).expect("there are examples");
@@ -15,13 +19,26 @@ fn examples() -> Vec<PathBuf> {
     examples
 }
 
+/// The example's config, with a certificate where it names one, in a directory of the test's own.
+fn with_certificate(example: &Path, directory: &Path) -> PathBuf {
+    let pair = rcgen::generate_simple_self_signed(["jobpass.acme.example".to_owned()]).expect("a certificate");
+    fs::write(directory.join("chain.pem"), pair.cert.pem()).expect("writes");
+    fs::write(directory.join("key.pem"), pair.signing_key.serialize_pem()).expect("writes");
+    symlink(example.join("grants"), directory.join("grants")).expect("links");
+    let text = fs::read_to_string(example.join("jobpass-exchanger.yaml")).expect("a config");
+    let config = directory.join("jobpass-exchanger.yaml");
+    fs::write(&config, text.replace("/etc/jobpass/tls/", "")).expect("writes");
+    config
+}
+
 #[test]
 fn every_example_loads_and_passes_its_own_tests() {
     let mut checked = 0;
     for example in examples() {
         let name = example.display();
         assert!(example.join("README.md").is_file(), "{name} has no README.md");
-        let config = example.join("jobpass-exchanger.yaml");
+        let directory = tempfile::tempdir().expect("a directory");
+        let config = with_certificate(&example, directory.path());
         let config = Config::load(&config, &Env::default()).unwrap_or_else(|error| panic!("{name}:\n{error}"));
         let checked_now = app::check(&config).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(checked_now.diagnostics.is_empty(), "{name}:\n{}", checked_now.diagnostics.join("\n"));

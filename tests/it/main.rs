@@ -4,6 +4,7 @@ mod admin;
 mod aws;
 mod azure;
 mod bad_input;
+mod config;
 mod connections;
 mod demo;
 mod examples;

@@ -64,9 +64,11 @@ pub struct Sealing {
 #[serde(deny_unknown_fields)]
 pub struct Tls {
     /// The chain, leaf first.
-    pub certificate: PathBuf,
+    #[schemars(with = "String")]
+    pub certificate: Spanned<PathBuf>,
     /// The leaf's private key.
-    pub key: PathBuf,
+    #[schemars(with = "String")]
+    pub key: Spanned<PathBuf>,
 }
 
 /// One trusted issuer.
@@ -89,13 +91,15 @@ pub struct Issuer {
     #[schemars(with = "Option<String>")]
     pub jwks_uri: Option<Spanned<String>>,
     /// Its keys from a file, without any network: for air-gapped or unreachable issuers.
-    pub jwks_file: Option<PathBuf>,
+    #[schemars(with = "Option<String>")]
+    pub jwks_file: Option<Spanned<PathBuf>>,
     /// Private networks in which it may live (CIDR).
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub allow_networks: Vec<ipnet::IpNet>,
     /// Its own certificate authority, PEM.
-    pub ca_file: Option<PathBuf>,
+    #[schemars(with = "Option<String>")]
+    pub ca_file: Option<Spanned<PathBuf>>,
     /// Keys (`kid`) that are not to be trusted any more, whatever the issuer publishes.
     #[serde(default)]
     pub distrusted_keys: Vec<String>,

@@ -3,6 +3,7 @@
 
 pub mod env;
 pub mod file;
+mod files;
 mod resolve;
 pub mod secret_ref;
 pub mod span;
@@ -50,41 +51,40 @@ impl fmt::Display for Problems {
 /// One problem: what, where (with an excerpt), and the cure.
 #[derive(Debug, Clone)]
 pub(crate) struct Problem {
-    path: String,
-    line: usize,
-    column: usize,
-    excerpt: Option<String>,
+    place: Place,
     message: String,
     cure: String,
 }
 
-impl Problem {
-    pub(crate) fn new(
-        path: &str,
-        text: &str,
-        at: Location,
-        message: impl Into<String>,
-        cure: impl Into<String>,
-    ) -> Self {
+/// A place in the file, and its line.
+#[derive(Debug, Clone)]
+struct Place {
+    path: String,
+    line: usize,
+    column: usize,
+    excerpt: Option<String>,
+}
+
+impl Place {
+    fn new(path: &str, text: &str, at: Location) -> Self {
         let (line, column) = (usize::try_from(at.line()).unwrap_or(0), usize::try_from(at.column()).unwrap_or(0));
-        Self {
-            path: path.to_owned(),
-            line,
-            column,
-            excerpt: line.checked_sub(1).and_then(|index| text.lines().nth(index)).map(str::to_owned),
-            message: message.into(),
-            cure: cure.into(),
-        }
+        let excerpt = line.checked_sub(1).and_then(|index| text.lines().nth(index)).map(str::to_owned);
+        Self { path: path.to_owned(), line, column, excerpt }
+    }
+
+    fn problem(self, message: impl Into<String>, cure: impl Into<String>) -> Problem {
+        Problem { place: self, message: message.into(), cure: cure.into() }
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}\n  --> {}:{}:{}", self.message, self.path, self.line, self.column)?;
-        if let Some(excerpt) = &self.excerpt {
-            let gutter = self.line.to_string();
+        let Place { path, line, column, excerpt } = &self.place;
+        write!(f, "error: {}\n  --> {path}:{line}:{column}", self.message)?;
+        if let Some(excerpt) = excerpt {
+            let gutter = line.to_string();
             let blank = " ".repeat(gutter.len());
-            let caret = " ".repeat(self.column.saturating_sub(1));
+            let caret = " ".repeat(column.saturating_sub(1));
             write!(f, "\n {blank} |\n {gutter} | {excerpt}\n {blank} | {caret}^")?;
         }
         if !self.cure.is_empty() {

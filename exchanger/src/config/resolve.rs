@@ -1,15 +1,18 @@
 //! From the file as it is written to the config as it is meant, or every problem that it has.
 
-use super::{ConfigError, Env, Problem, Problems, SecretError, SecretRef, Span, file};
+use super::{ConfigError, Env, Place, Problem, Problems, SecretError, SecretRef, Span, file, files::Needed};
 use crate::{
     audit::StreamSettings,
     backends::registry::{BuildContext, Configured},
     clock::Clock,
-    http::server::{Bounds, Certificate},
+    http::{certificate::Certificate, server::Bounds},
     sealing::Sealing,
     signing::{self, JWKS_MAX_AGE, Keys},
     store::SqliteOptions,
-    token::issuer::{KeySource, TrustedIssuer},
+    token::{
+        issuer::{self, KeySource, TrustedIssuer},
+        without_slash,
+    },
 };
 use jobpass_policy::{Issuer, Profile, yaml};
 use jobpass_protocol::{BackendName, IssuerName};
@@ -63,12 +66,14 @@ pub struct Config {
     pub policy_interval: Duration,
     /// How long requests in flight may take when the server stops.
     pub drain: Duration,
+    needed: Vec<Needed>,
     env: Env,
     base: PathBuf,
 }
 
 impl Config {
-    /// Reads and checks a config file. Paths in it are relative to it.
+    /// Reads and checks a config file. Paths in it are relative to it. What only serving needs is not looked for:
+    /// see [`Self::check_files`].
     ///
     /// # Errors
     /// Every problem that was found, with its place and its cure.
@@ -94,11 +99,21 @@ impl Config {
             if told.contains(&SecretError::NotAReference.to_string()) {
                 let cure = "put it into a file and write `file:/path` here, or use `env:NAME` or `credential:NAME`; \
                             if this was a secret in use, change it";
-                return vec![Problem { excerpt: None, ..Problem::new(path, text, at, told, cure) }];
+                return vec![Place { excerpt: None, ..Place::new(path, text, at) }.problem(told, cure)];
             }
-            vec![Problem::new(path, text, at, told, cure)]
+            vec![Place::new(path, text, at).problem(told, cure)]
         })?;
-        Reader { path, text, base, problems: Vec::new() }.resolve(file, env)
+        let (needed, urls, problems) = (Vec::new(), BTreeMap::new(), Vec::new());
+        Reader { path, text, base, needed, urls, problems }.resolve(file, env)
+    }
+
+    /// Opens the files that serving needs: the certificate and its key, the issuers' authorities and key sets.
+    ///
+    /// # Errors
+    /// Every one that cannot be used, with its place in the config and its cure.
+    pub fn check_files(&self) -> Result<(), ConfigError> {
+        let problems: Vec<Problem> = self.needed.iter().filter_map(Needed::problem).collect();
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Problems(Problems(problems))) }
     }
 
     /// What seals; it has read no key yet.
@@ -125,12 +140,19 @@ struct Reader<'a> {
     path: &'a str,
     text: &'a str,
     base: &'a Path,
+    needed: Vec<Needed>,
+    /// Whose URL is whose, without a slash at its end.
+    urls: BTreeMap<String, IssuerName>,
     problems: Vec<Problem>,
 }
 
 impl Reader<'_> {
     fn problem(&mut self, at: Location, message: impl Into<String>, cure: impl Into<String>) {
-        self.problems.push(Problem::new(self.path, self.text, at, message, cure));
+        self.problems.push(self.place(at).problem(message, cure));
+    }
+
+    fn place(&self, at: Location) -> Place {
+        Place::new(self.path, self.text, at)
     }
 
     fn resolve(mut self, file: file::File, env: &Env) -> Result<Config, Vec<Problem>> {
@@ -148,12 +170,11 @@ impl Reader<'_> {
         let issuers =
             file.issuers.into_iter().filter_map(|(name, issuer)| self.issuer(&name, issuer, &public_url)).collect();
         let policies = file.policies.iter().map(|directory| self.directory(directory)).collect();
+        let certificate = file.tls.map(|tls| self.certificate(&tls));
         let config = Config {
             listen,
             management: file.management.map(|address| address.value),
-            certificate: file
-                .tls
-                .map(|tls| Certificate { chain: self.join(&tls.certificate), key: self.join(&tls.key) }),
+            certificate,
             bounds: Bounds {
                 connections: limits.connections.unwrap_or(DEFAULT_CONNECTIONS),
                 first_request: self.duration(limits.first_request.as_ref(), Duration::from_secs(10)),
@@ -178,6 +199,7 @@ impl Reader<'_> {
             exchanges_per_minute: limits.exchanges_per_minute.unwrap_or(DEFAULT_EXCHANGES_PER_MINUTE),
             policy_interval: self.duration(limits.policy_interval.as_ref(), Duration::from_secs(10)),
             drain: self.duration(limits.drain.as_ref(), Duration::from_secs(30)),
+            needed: std::mem::take(&mut self.needed),
             env: env.clone(),
             base: self.base.to_owned(),
             public_url,
@@ -221,6 +243,13 @@ impl Reader<'_> {
             );
         }
         path
+    }
+
+    fn certificate(&mut self, tls: &file::Tls) -> Certificate {
+        let files = Certificate { chain: self.join(&tls.certificate.value), key: self.join(&tls.key.value) };
+        let (chain, key) = (self.place(tls.certificate.referenced), self.place(tls.key.referenced));
+        self.needed.push(Needed::Certificate { files: files.clone(), chain, key });
+        files
     }
 
     fn duration(&mut self, text: Option<&Spanned<String>>, default: Duration) -> Duration {
@@ -275,20 +304,41 @@ impl Reader<'_> {
             );
             return None;
         };
-        let trial = file.insecure_http && Url::parse(&url).is_ok_and(|url| is_loopback(&url));
-        if !trial && !profile.url_matches(&url) {
+        let parsed = issuer::parse_url(&url, file.insecure_http);
+        if !profile.url_matches(&url) {
             let message = format!("`{url}` is not a URL that issuers of profile `{wanted}` have");
             self.problem(at, message, "check the URL against a token's `iss`, or choose another profile");
+        } else if parsed.is_none() {
+            self.problem(
+                at,
+                format!("`{url}` is not a URL that tokens can be of, or keys be fetched from"),
+                "write https://host[:port][/path] in lower case, without user, query or fragment (http only to \
+                 loopback, and only with `insecure_http: true`)",
+            );
         }
         if let Some(other) = profile.shared_elsewhere(&url) {
             let message = format!("`{url}` is the issuer of {}, where strangers get tokens too", other.title());
             self.problem(at, message, format!("set `profile: {}`, which knows whose they are", other.name()));
         }
-        if url == public_url {
-            self.problem(at, "jobpass cannot be its own subject issuer", "name the CI's issuer");
+        if let Some(bare) = parsed.as_ref().map(without_slash) {
+            if bare == public_url {
+                self.problem(at, "jobpass cannot be its own subject issuer", "name the CI's issuer");
+            }
+            if let Some(other) = self.urls.insert(bare.to_owned(), name.clone()) {
+                let message = format!("issuers `{other}` and `{name}` have the same URL");
+                self.problem(at, message, "keep one of them: rules tell its jobs apart by their claims");
+            }
+        }
+        if !file.tenants.is_empty() && profile.tenant_claim().is_none() {
+            let message =
+                format!("`tenants` cannot be checked: tokens of profile `{wanted}` do not say whose job it is");
+            self.problem(here, message, "leave it out, and let rules match the claims that say which job it is");
         }
         let shared = profile.is_shared(&url);
         if let Some(algorithms) = &file.algorithms {
+            if algorithms.value.is_empty() {
+                self.problem(algorithms.referenced, "no algorithm is accepted", "leave it out to accept the profile's");
+            }
             for algorithm in &algorithms.value {
                 if !profile.algorithms().iter().any(|known| *known == algorithm.as_str()) {
                     let message = format!("profile `{wanted}` does not sign with `{algorithm}`");
@@ -309,10 +359,23 @@ impl Reader<'_> {
                 if file.ca_file.is_some() {
                     self.problem(at, "`ca_file` has no use beside `jwks_file`", "leave it out: nothing is fetched");
                 }
-                KeySource::File(self.join(&path))
+                let algorithms = file.algorithms.as_ref().map_or_else(|| profile.algorithms(), |some| &some.value);
+                let place = self.place(path.referenced);
+                let path = self.join(&path.value);
+                self.needed.push(Needed::KeySet { path: path.clone(), algorithms: algorithms.to_vec(), place });
+                KeySource::File(path)
             }
             (None, Some(uri)) => match Url::parse(&uri.value) {
-                Ok(url) => KeySource::Uri(url),
+                Ok(url) if issuer::is_secure(&url, file.insecure_http) => KeySource::Uri(url),
+                Ok(url) => {
+                    self.problem(
+                        uri.referenced,
+                        format!("`jwks_uri: {url}` has to be https"),
+                        "whoever can change the keys on their way can sign tokens (http only to loopback, and only with \
+                         `insecure_http: true`)",
+                    );
+                    return None;
+                }
                 Err(error) => {
                     self.problem(
                         uri.referenced,
@@ -324,13 +387,18 @@ impl Reader<'_> {
             },
             (None, None) => KeySource::Discovery,
         };
+        let ca_file = file.ca_file.map(|path| {
+            let (place, path) = (self.place(path.referenced), self.join(&path.value));
+            self.needed.push(Needed::Authority { path: path.clone(), place });
+            path
+        });
         Some(TrustedIssuer {
             policy: Issuer { name: name.clone(), url, profile, tenants: file.tenants, shared },
             algorithms: file.algorithms.map(|algorithms| algorithms.value),
             keys,
             distrusted_keys: file.distrusted_keys,
             allow_networks: file.allow_networks,
-            ca_file: file.ca_file.map(|path| self.join(&path)),
+            ca_file,
             insecure_http: file.insecure_http,
             proxy: None,
         })
@@ -400,6 +468,28 @@ limits: { idle: 5m }
             ("RS256]", "RS256], jwks_file: keys, ca_file: ca.pem", "5:11", "`ca_file` has no use beside `jwks_file`"),
             ("RS256]", "RS256], jwks_file: keys, jwks_uri: https://k", "5:11", "exclude each other"),
             ("RS256]", "RS256], jwks_uri: keys", "5:44", "`jwks_uri` is not a URL"),
+            ("RS256]", "RS256], jwks_uri: http://github.example/jwks", "5:44", "has to be https"),
+            ("RS256]", "RS256], jwks_uri: http://127.0.0.1/jwks", "5:44", "has to be https"),
+            ("RS256]", "RS256], url: http://127.0.0.1:80", "5:39", "not a URL that tokens can be of"),
+            ("[RS256]", "[]", "5:25", "no algorithm is accepted"),
+            (
+                "github: { algorithms: [RS256]",
+                "gitlab: { url: https://jobpass.example",
+                "5:18",
+                "jobpass cannot be its own subject issuer",
+            ),
+            (
+                "backends:",
+                "  more: { profile: github }\nbackends:",
+                "6:9",
+                "issuers `github` and `more` have the same URL",
+            ),
+            (
+                "github: { algorithms: [RS256]",
+                "jenkins: { url: https://ci.example/oidc, tenants: [a]",
+                "5:12",
+                "`tenants` cannot be checked",
+            ),
             ("RS256]", "RS256], audience: me", "5:34", "unknown field `audience`"),
             ("signed_jwt", "signed_jot", "7:9", "unknown variant `signed_jot`"),
             ("audiences", "audience", "7:23", "unknown field `audience`"),

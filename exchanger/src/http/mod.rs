@@ -1,6 +1,7 @@
 //! HTTP: every route on one page. The only room that knows axum, besides the demo.
 
 pub mod admin;
+pub mod certificate;
 mod error;
 mod handlers;
 mod registry;

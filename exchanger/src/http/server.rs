@@ -5,6 +5,7 @@
 //! nothing that is open is harmed. A connection keeps its place by asking: one that sends no request, or the
 //! first bytes of one without the rest, ends after a while.
 
+use super::certificate::Certificate;
 use crate::telemetry::Listener;
 use arc_swap::ArcSwap;
 use axum::{Router, extract::Request, response::Response};
@@ -15,10 +16,7 @@ use hyper_util::{
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
-use rustls::{
-    ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-};
+use rustls::ServerConfig;
 use std::{
     convert::Infallible,
     io,
@@ -48,15 +46,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 const TELL_INTERVAL: Duration = Duration::from_secs(60);
 /// What is read of a request before it is taken in; its body comes in pieces.
 const MAX_READ: usize = 64 * 1024;
-
-/// A certificate chain and its key on disk.
-#[derive(Clone, Debug)]
-pub struct Certificate {
-    /// PEM, leaf first.
-    pub chain: PathBuf,
-    /// PEM.
-    pub key: PathBuf,
-}
 
 /// What the connections of one listener may take.
 #[derive(Clone, Copy, Debug)]
@@ -113,7 +102,7 @@ impl Served {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let (phase, watched) = watch::channel(Phase::Serving);
-        let tls = certificate.as_ref().map(read).transpose()?;
+        let tls = certificate.as_ref().map(Certificate::open).transpose().map_err(io::Error::other)?;
         let mut builder = Builder::new(TokioExecutor::new());
         // The time until a request is there is counted here, for every version and before it is known.
         builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_READ);
@@ -326,7 +315,7 @@ async fn reload(house: Arc<House>, certificate: Certificate) {
         if now == seen {
             continue;
         }
-        match (read(&certificate), &house.certificate) {
+        match (certificate.open(), &house.certificate) {
             (Ok(config), Some(served)) => {
                 seen = now;
                 served.store(config);
@@ -336,23 +325,6 @@ async fn reload(house: Arc<House>, certificate: Certificate) {
             (Ok(_), None) => return,
         }
     }
-}
-
-fn read(certificate: &Certificate) -> io::Result<Arc<ServerConfig>> {
-    let Certificate { chain, key } = certificate;
-    let unusable = |path: &PathBuf, error: &dyn std::fmt::Display| {
-        io::Error::other(format!("{} cannot be used: {error}", path.display()))
-    };
-    let leaf_first = CertificateDer::pem_file_iter(chain).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let leaf_first = leaf_first.map_err(|error| unusable(chain, &error))?;
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key, &error))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(leaf_first, private))
-        .map_err(|error| unusable(chain, &error))?;
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
 }
 
 fn lock(calls: &Mutex<Calls>) -> MutexGuard<'_, Calls> {

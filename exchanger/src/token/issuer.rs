@@ -165,7 +165,7 @@ impl Trust {
 }
 
 /// The URL, if it is written as it will be compared.
-fn parse_url(text: &str, insecure_http: bool) -> Option<Url> {
+pub(crate) fn parse_url(text: &str, insecure_http: bool) -> Option<Url> {
     let url = Url::parse(text).ok()?;
     let canonical = url.as_str() == text || url.as_str().strip_suffix('/') == Some(text);
     let bare =
@@ -174,7 +174,7 @@ fn parse_url(text: &str, insecure_http: bool) -> Option<Url> {
 }
 
 /// Whether what is fetched from there can be believed.
-pub(super) fn is_secure(url: &Url, insecure_http: bool) -> bool {
+pub(crate) fn is_secure(url: &Url, insecure_http: bool) -> bool {
     match (url.scheme(), url.host()) {
         ("https", Some(_)) => true,
         ("http", Some(host)) => insecure_http && outbound::is_loopback(&host),

@@ -9,7 +9,7 @@ use super::{
     discovery,
     error::TokenError,
     issuer::{Origin, Trust},
-    jwks::KeySet,
+    jwks::{Algorithm, KeyError, KeySet},
 };
 use crate::{
     clock::{Clock, Timestamp},
@@ -18,6 +18,8 @@ use crate::{
 use arc_swap::ArcSwapOption;
 use http::StatusCode;
 use std::{
+    fs,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -219,16 +221,14 @@ impl Keys {
             Origin::Web(outbound, Some(address)) => discovery::fetch(outbound, address).await?,
             Origin::File(path) => {
                 let path = path.clone();
-                let read = tokio::task::spawn_blocking(move || std::fs::read(path)).await;
+                let read = tokio::task::spawn_blocking(move || fs::read(path)).await;
                 read.map_err(|_| FetchError::Cut)??
             }
         };
         let skipped = |kid: Option<&str>, error| {
             tracing::warn!(issuer = %policy.name, kid, %error, "left out one of an issuer's keys");
         };
-        let keys = KeySet::parse(&body, &self.of.algorithms, skipped);
-        let keys = keys.map_err(|_| FetchError::Document("the key set"))?;
-        if keys.len() == 0 { Err(FetchError::NoKeys) } else { Ok(keys) }
+        parse(&body, &self.of.algorithms, skipped)
     }
 
     fn max_age(&self) -> Duration {
@@ -238,4 +238,30 @@ impl Keys {
     fn unknown_key_interval(&self) -> Duration {
         if matches!(self.of.origin, Origin::File(_)) { UNKNOWN_KEY_INTERVAL_FILE } else { UNKNOWN_KEY_INTERVAL }
     }
+}
+
+/// Whether keys could be had from that file now.
+///
+/// # Errors
+/// Why not; of keys that are there, what is wrong with the first.
+pub(crate) fn check_file(path: &Path, algorithms: &[Algorithm]) -> Result<(), String> {
+    let body = fs::read(path).map_err(|error| error.to_string())?;
+    let mut first = None;
+    let skipped = |kid: Option<&str>, error: KeyError| {
+        first.get_or_insert_with(|| kid.map_or_else(|| error.to_string(), |kid| format!("`{kid}`: {error}")));
+    };
+    match parse(&body, algorithms, skipped) {
+        Ok(_) => Ok(()),
+        Err(FetchError::Document(_)) => Err("it is no key set".to_owned()),
+        Err(error) => Err(first.map_or_else(|| error.to_string(), |first| format!("{error}: {first}"))),
+    }
+}
+
+fn parse(
+    body: &[u8],
+    algorithms: &[Algorithm],
+    skipped: impl FnMut(Option<&str>, KeyError),
+) -> Result<KeySet, FetchError> {
+    let keys = KeySet::parse(body, algorithms, skipped).map_err(|_| FetchError::Document("the key set"))?;
+    if keys.len() == 0 { Err(FetchError::NoKeys) } else { Ok(keys) }
 }

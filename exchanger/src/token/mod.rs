@@ -14,6 +14,7 @@ mod keys;
 pub use error::{Refusal, TokenError};
 pub use jwks::Algorithm;
 pub use keys::KeyStatus;
+pub(crate) use keys::check_file as check_key_file;
 
 use crate::{
     clock::{Clock, Timestamp},
@@ -274,7 +275,7 @@ fn token_key(claims: &Claims, issuer: &Issuer, signing_input: &str) -> Result<To
 }
 
 /// A URL as it is compared to find confusable ones.
-fn without_slash(url: &Url) -> &str {
+pub(crate) fn without_slash(url: &Url) -> &str {
     url.as_str().trim_end_matches('/')
 }
 
