@@ -126,6 +126,9 @@ pub struct Report {
     pub last: Link,
     /// Heads that fit, in the log and beside it.
     pub heads: usize,
+    /// Those of them that were kept beside it. Only they show that its tail is there: whoever cuts it can cut it
+    /// right behind a head.
+    pub kept: usize,
     /// Heads about entries before the first one here.
     pub before: usize,
 }
@@ -152,12 +155,13 @@ pub fn command(file: &Path, head: Option<&Path>, jwks: Option<&Path>) -> Result<
         }
         return Err(VerifyError::Tampered(text));
     }
-    let Report { first, last, heads, before } = report;
+    let Report { first, last, heads, kept, before } = report;
     let mut text = format!("{path}: entries {first} to {} are whole and in order\n", last.seq);
     let signed = if keys.is_some() { "signed by known keys" } else { "signatures not checked: give --jwks" };
     if heads > 0 {
         let _ = writeln!(text, "{heads} signed heads fit ({signed})");
-    } else {
+    }
+    if kept == 0 {
         text.push_str("without a head kept elsewhere, a cut tail or a log written anew does not show: give --head\n");
     }
     if before > 0 {
@@ -172,7 +176,7 @@ pub fn command(file: &Path, head: Option<&Path>, jwks: Option<&Path>) -> Result<
 /// When it cannot be read.
 pub fn verify(log: impl BufRead, heads: &[Head], keys: Option<&JwkSet>) -> io::Result<(Report, Vec<Problem>)> {
     let mut problems = Vec::new();
-    let mut report = Report { first: 0, last: Link::START, heads: 0, before: 0 };
+    let mut report = Report { first: 0, last: Link::START, heads: 0, kept: 0, before: 0 };
     let mut wanted: HashMap<u64, Vec<&Head>> = HashMap::new();
     for head in heads {
         problems.extend(check_signature(head, keys).map(|what| Problem { line: None, what }));
@@ -212,7 +216,10 @@ pub fn verify(log: impl BufRead, heads: &[Head], keys: Option<&JwkSet>) -> io::R
         report.last = line.link;
         for head in wanted.remove(&seq).unwrap_or_default() {
             match check_head(head, line.link) {
-                None => report.heads += 1,
+                None => {
+                    report.heads += 1;
+                    report.kept += 1;
+                }
                 Some(what) => found(what),
             }
         }
@@ -467,5 +474,40 @@ mod tests {
         assert_eq!(check(&with(5, &five), &[], Some(&keys)), []);
         assert_eq!(check(&with(6, &five), &[], Some(&keys)), [(Some(7), rewritten(5))]);
         assert_eq!(check(&with(9, &ten), &[], Some(&keys)), [(Some(10), cut(10, 9))]);
+    }
+
+    #[test]
+    fn only_a_head_kept_elsewhere_shows_the_tail() {
+        let (key, lines) = (Key::new("k1"), log(10, "a"));
+        let [five, ten] =
+            [4, 9].map(|at: usize| Head::sign(lines[at].link, self::at(), &key).expect("signs").to_text());
+        let texts = |lines: &[Line]| lines.iter().map(Line::to_text).collect::<Vec<_>>();
+        let (all, cut) = (texts(&lines), [texts(&lines[..5]), vec![five.clone()]].concat());
+        let marked = [cut.clone(), texts(&lines[5..]), vec![ten.clone()]].concat();
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = |name: &str, lines: &[String]| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, lines.join("\n") + "\n").expect("writes");
+            path
+        };
+        for (what, log, head, fit, warned) in [
+            ("no head", &all[..], None, None, true),
+            ("heads in the log", &marked, None, Some(2), true),
+            ("cut behind a head", &cut, None, Some(1), true),
+            ("a head beside it", &all, Some(&ten), Some(1), false),
+            ("both", &marked, Some(&ten), Some(3), false),
+            ("a head of before", &all[6..], Some(&five), None, true),
+        ] {
+            let (log, head) = (file("log", log), head.map(|head| file("head", std::slice::from_ref(head))));
+            let keys = directory.path().join("jwks.json");
+            std::fs::write(&keys, serde_json::to_string(&key.set()).expect("JSON")).expect("writes");
+            let told = command(&log, head.as_deref(), Some(&keys)).expect(what);
+            assert_eq!(told.contains("a cut tail"), warned, "{what}: {told}");
+            let fits = fit.map(|count| format!("{count} signed heads fit"));
+            assert_eq!(told.contains("heads fit"), fits.is_some(), "{what}: {told}");
+            assert!(told.contains(&fits.unwrap_or_default()), "{what}: {told}");
+        }
+        let told = command(&file("log", &cut), Some(&file("head", &[ten])), None).expect_err("it is cut").to_string();
+        assert!(told.contains("its tail was cut"), "{told}");
     }
 }
