@@ -117,9 +117,9 @@ struct DemoFlags {
     /// Do it once and exit: 0, or non-zero naming what failed.
     #[arg(long)]
     once: bool,
-    /// The port of the server.
-    #[arg(long, default_value_t = 8420)]
-    port: u16,
+    /// The port of the server. Default 8420; with --once any that is free.
+    #[arg(long)]
+    port: Option<u16>,
 }
 
 #[derive(Args)]

@@ -16,10 +16,17 @@ impl Scratch {
     /// Makes one; its name says what it is for.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When it cannot be made: says where, and the cure.
     pub(crate) fn make(purpose: &str) -> io::Result<Self> {
-        let path = std::env::temp_dir().join(format!("jobpass-{purpose}-{}", Uuid::now_v7()));
-        DirBuilder::new().mode(0o700).create(&path)?;
+        let parent = std::env::temp_dir();
+        let path = parent.join(format!("jobpass-{purpose}-{}", Uuid::now_v7()));
+        DirBuilder::new().mode(0o700).create(&path).map_err(|error| {
+            let told = format!(
+                "no directory can be made in {}: {error}; set TMPDIR to one that can be written",
+                parent.display()
+            );
+            io::Error::new(error.kind(), told)
+        })?;
         Ok(Self(path))
     }
 

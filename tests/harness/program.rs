@@ -1,5 +1,6 @@
 //! A real program, started and ended by a test.
 
+use rustix::process::Signal;
 use std::{
     env,
     io::Read as _,
@@ -88,8 +89,13 @@ impl Program {
 
     /// Asks it to end (SIGTERM) and waits until it has.
     pub async fn stop(self) -> Finished {
+        self.stop_by(Signal::TERM).await
+    }
+
+    /// Sends it a signal and waits until it has ended.
+    pub async fn stop_by(self, signal: Signal) -> Finished {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a child can be signalled");
+        rustix::process::kill_process(pid, signal).expect("a child can be signalled");
         self.finish().await
     }
 
@@ -108,7 +114,7 @@ impl Drop for Program {
     fn drop(&mut self) {
         let group = rustix::process::Pid::from_child(&self.child);
         // Both fail only when everything has ended already.
-        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        let _ = rustix::process::kill_process_group(group, Signal::KILL);
         let _ = self.child.wait();
     }
 }

@@ -7,25 +7,81 @@ use jobpass_exchanger::demo::{
 };
 use jobpass_tests::{
     http::{client, now},
-    ports::ANY,
-    program::built,
+    ports::{ANY, free},
+    program::{Program, built},
 };
 use jsonwebtoken::{DecodingKey, Validation, jwk::JwkSet};
 use reqwest::{Response, StatusCode};
+use rustix::process::Signal;
 use serde_json::{Map, Value, json};
-use std::{process::Command, str::FromStr as _, time::Duration};
+use std::{path::Path, process::Command, str::FromStr as _, time::Duration};
+
+/// The demo, with its directory in `temporary`.
+fn demo(arguments: &[&str], temporary: &Path) -> Command {
+    let mut demo = Command::new(built("jobpass-exchanger"));
+    demo.arg("demo").args(arguments).env("TMPDIR", temporary);
+    demo
+}
+
+fn nothing_stays(directory: &Path) {
+    assert_eq!(std::fs::read_dir(directory).expect("reads").count(), 0);
+}
+
+#[tokio::test]
+async fn the_tour_goes_through_all_steps() {
+    let (directory, port) = (tempfile::tempdir().expect("a directory"), free().to_string());
+    for (arguments, told) in [(&["--once"][..], "server  http://127.0.0.1:"), (&["--once", "--port", &port], &port)] {
+        let said = Program::run(demo(arguments, directory.path())).await.expect_success();
+        for line in [
+            told,
+            "repository_id: 772002",
+            "decision: permit, by rule main-branch",
+            "GET /entries: 200",
+            "4. A thief copied the token from a log.",
+            "POST /token: 400 \"invalid_target\", decision \"",
+            "POST /revoke: the lease is ended",
+            "GET /entries with the same key: 401",
+            "All of it is in the audit log",
+        ] {
+            assert!(said.contains(line), "{line}:\n{said}");
+        }
+        nothing_stays(directory.path());
+    }
+}
+
+#[tokio::test]
+async fn a_signal_ends_the_demo_and_nothing_stays() {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let port = free();
+        let keys = format!("http://127.0.0.1:{port}/.well-known/jwks.json");
+        let serves = async || client().get(&keys).send().await.is_ok();
+        let running = Program::start(demo(&["--port", &port.to_string()], directory.path())).ready(serves).await;
+        assert_eq!(std::fs::read_dir(directory.path()).expect("reads").count(), 1);
+        running.stop_by(signal).await.expect_success();
+        nothing_stays(directory.path());
+    }
+}
 
 #[test]
-fn a_port_that_is_taken_is_told_and_nothing_stays() {
+fn what_keeps_the_demo_from_starting_is_told_and_nothing_stays() {
     let taken = std::net::TcpListener::bind(ANY).expect("a port");
     let port = taken.local_addr().expect("an address").port().to_string();
     let directory = tempfile::tempdir().expect("a directory");
-    let mut demo = Command::new(built("jobpass-exchanger"));
-    let said = demo.args(["demo", "--port", &port]).env("TMPDIR", directory.path()).output().expect("runs");
-    let told = String::from_utf8_lossy(&said.stderr);
-    assert!(!said.status.success() && told.contains("choose another with --port"), "{told}");
-    assert!(!told.contains("panicked"), "{told}");
-    assert_eq!(std::fs::read_dir(directory.path()).expect("reads").count(), 0);
+    let (here, nowhere) = (directory.path(), directory.path().join("nowhere"));
+    let is_taken = format!("port {port} is taken: choose another with --port");
+    for (arguments, temporary, cause) in [
+        (&["--port", &port][..], here, is_taken.as_str()),
+        (&["--once", "--port", &port], here, &is_taken),
+        (&["--once"], &nowhere, "nowhere: No such file or directory (os error 2); set TMPDIR"),
+    ] {
+        let said = demo(arguments, temporary).output().expect("runs");
+        let told = String::from_utf8_lossy(&said.stderr);
+        assert_eq!(said.status.code(), Some(1), "{told}");
+        assert!(told.starts_with("error: the demo cannot start: ") && told.contains(cause), "{told}");
+        assert_eq!(told.contains("--port"), cause == is_taken, "{told}");
+        nothing_stays(here);
+    }
 }
 
 async fn issuer(ci: Ci) -> Issuer {
