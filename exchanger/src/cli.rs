@@ -9,7 +9,7 @@ use crate::{
     clock::SystemClock,
     config::{Config, Env},
     demo,
-    http::admin::{FreezeRequest, FreezeView, Listing, Selection},
+    http::admin::{FreezeRequest, FreezeView, Listing, NO_REASON, Selection},
     signing::Rotation,
     telemetry,
 };
@@ -386,7 +386,15 @@ fn print_leases(listing: &Listing, json: bool) -> anyhow::Result<()> {
         // Nothing is left to say it to if standard error is closed.
         let _ = writeln!(std::io::stderr(), "{text}");
     }
+    note(listing.note.as_deref());
     recorded(listing.unrecorded.as_deref())
+}
+
+fn note(text: Option<&str>) {
+    if let Some(text) = text {
+        // Nothing is left to say it to if standard error is closed.
+        let _ = writeln!(std::io::stderr(), "note: {text}");
+    }
 }
 
 fn recorded(unrecorded: Option<&str>) -> anyhow::Result<()> {
@@ -398,7 +406,7 @@ async fn freeze(flags: FreezeFlags) -> anyhow::Result<()> {
     if flags.list {
         return print_freezes(&admin.freezes().await?);
     }
-    let reason = flags.reason.context("a freeze needs a --reason: whoever finds it must know why")?;
+    let reason = flags.reason.filter(|reason| !reason.trim().is_empty()).context(NO_REASON)?;
     let request = FreezeRequest { issuer: flags.issuer, grant: flags.grant, reason: Some(reason) };
     print_freezes(&admin.freeze(&request).await?)
 }
@@ -415,6 +423,7 @@ fn print_freezes(view: &FreezeView) -> anyhow::Result<()> {
         let _ = writeln!(out, "grant {name}: {reason}");
     }
     print(if out.is_empty() { "nothing is frozen\n" } else { &out })?;
+    note(view.note.as_deref());
     recorded(view.unrecorded.as_deref())
 }
 

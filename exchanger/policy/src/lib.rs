@@ -41,5 +41,5 @@ pub use document::{Disclose, Mode};
 pub use grant::{Grant, GrantContext, PolicySet, Rule};
 pub use issuer::{Issuer, Profile};
 pub use record::{Record, RecordError};
-pub use source::{Diagnostic, Severity, Source};
+pub use source::{Diagnostic, Severity, Source, did_you_mean};
 pub use template::{FieldRules, RenderError, Template, TemplateError};

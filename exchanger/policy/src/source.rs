@@ -222,7 +222,8 @@ impl miette::Diagnostic for Report<'_> {
 }
 
 /// The known name that was probably meant, if one is near enough: one that it shortens, else the fewest edits away.
-pub(crate) fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+#[must_use]
+pub fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let name = name.to_lowercase();
     let reach = (name.chars().count() / 3).clamp(1, 4);
     known

@@ -18,6 +18,7 @@ use axum::{
     routing::post,
     serve::IncomingStream,
 };
+use jobpass_policy::did_you_mean;
 use jobpass_protocol::{DecisionId, GrantName, IssuerName, LeaseId};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -35,6 +36,8 @@ pub const SOCKET: &str = "admin.sock";
 const MOST: usize = 100_000;
 /// Leases that are read, and decided to be taken back, at once.
 const PAGE: usize = 1000;
+/// Why a freeze is refused.
+pub(crate) const NO_REASON: &str = "a freeze needs a --reason: whoever finds it must know why";
 
 /// Which leases an admin means.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -114,6 +117,9 @@ pub struct Listing {
     pub left_out: Option<String>,
     /// They were taken back, and the store could not record it: what that means.
     pub unrecorded: Option<String>,
+    /// What may not be as it was meant, for people.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 /// What an admin freezes or thaws.
@@ -138,6 +144,9 @@ pub struct FreezeView {
     pub grants: Vec<(GrantName, String)>,
     /// The last freeze is in force, and the store could not record it: what that means.
     pub unrecorded: Option<String>,
+    /// What may not be as it was meant, for people.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 /// How keys are to be rotated.
@@ -291,7 +300,7 @@ async fn list(State(app): State<Arc<App>>, Json(selection): Json<Selection>) -> 
         found.truncate(limit);
         leases.extend(found);
     }
-    Ok(Json(Listing { leases: leases.iter().map(LeaseView::of).collect(), left_out, unrecorded: None }))
+    Ok(Json(Listing { leases: leases.iter().map(LeaseView::of).collect(), left_out, ..Listing::default() }))
 }
 
 async fn revoke(
@@ -301,6 +310,7 @@ async fn revoke(
 ) -> Result<Json<Listing>, Refused> {
     let mut taking = Taking::new(&app, selection.dry_run, peer.name());
     taking.take(named(&app, &selection.ids).await?).await;
+    let mut note = None;
     if let Some(mut filter) = selection.filter() {
         loop {
             let page = app.store.leases(filter.clone(), PAGE).await?;
@@ -308,8 +318,25 @@ async fn revoke(
             filter.before = Some(oldest.id());
             taking.take(page).await;
         }
+        if filter.before.is_none() {
+            let unknown = unknown(&app, selection.issuer.as_ref(), selection.grant.as_ref());
+            let why = unknown.map(|unknown| format!(": {unknown}")).unwrap_or_default();
+            note = Some(format!("no live lease fits what was said{why}"));
+        }
     }
-    Ok(Json(taking.end().await))
+    Ok(Json(Listing { note, ..taking.end().await }))
+}
+
+/// Of names that nothing has now: so, and which may be meant. They may be right, of what was or will be.
+fn unknown(app: &App, issuer: Option<&IssuerName>, grant: Option<&GrantName>) -> Option<String> {
+    let policies = app.policies.current();
+    if let Some(name) = grant.filter(|name| policies.grant(name.as_str()).is_none()) {
+        return Some(format!("there is no grant {name}{}", policies.did_you_mean(name.as_str())));
+    }
+    let name = issuer.filter(|name| app.verifier.issuer(name).is_none())?;
+    let nearest = did_you_mean(name.as_str(), app.verifier.issuers().map(IssuerName::as_str));
+    let nearest = nearest.map(|nearest| format!("; did you mean {nearest}?")).unwrap_or_default();
+    Some(format!("there is no issuer {name}{nearest}"))
 }
 
 /// A revocation, page by page: all is decided before a backend is waited for.
@@ -363,7 +390,7 @@ impl<'a> Taking<'a> {
                  server is restarted before"
             )
         });
-        Listing { leases, left_out, unrecorded }
+        Listing { leases, left_out, unrecorded, note: None }
     }
 }
 
@@ -388,6 +415,11 @@ async fn freeze(
     ConnectInfo(peer): ConnectInfo<Peer>,
     Json(request): Json<FreezeRequest>,
 ) -> Result<Json<FreezeView>, Refused> {
+    if request.reason.as_ref().is_some_and(|reason| reason.trim().is_empty()) {
+        return Err(Refused(StatusCode::BAD_REQUEST, NO_REASON.to_owned()));
+    }
+    let unknown = unknown(&app, request.issuer.as_ref(), request.grant.as_ref()).filter(|_| request.reason.is_some());
+    let note = unknown.map(|unknown| format!("it is frozen as it was said, but {unknown}"));
     let mut entry = Entry::new(app.clock.now(), Event::Freeze);
     entry.actor = Some(peer.name());
     entry.issuer = request.issuer.clone();
@@ -414,7 +446,7 @@ async fn freeze(
         tracing::error!(actor = peer.name(), ?target, "{why}");
     }
     app.freeze(&target, request.reason.as_deref());
-    Ok(Json(FreezeView { unrecorded, ..frozen(&app) }))
+    Ok(Json(FreezeView { unrecorded, note, ..frozen(&app) }))
 }
 
 async fn freezes(State(app): State<Arc<App>>) -> Json<FreezeView> {
@@ -427,7 +459,7 @@ fn frozen(app: &App) -> FreezeView {
         all: freezes.all.clone(),
         issuers: freezes.issuers.iter().map(|(name, reason)| (name.clone(), reason.clone())).collect(),
         grants: freezes.grants.iter().map(|(name, reason)| (name.clone(), reason.clone())).collect(),
-        unrecorded: None,
+        ..FreezeView::default()
     }
 }
 

@@ -122,6 +122,11 @@ impl Verifier {
         self.issuers.values().map(|keys| keys.of()).find(|trust| trust.policy.name == *name)
     }
 
+    /// The names of all issuers.
+    pub fn issuers(&self) -> impl Iterator<Item = &IssuerName> {
+        self.issuers.values().map(|keys| &keys.of().policy.name)
+    }
+
     /// How the fetches of each issuer's keys went.
     pub fn key_status(&self) -> impl Iterator<Item = (&IssuerName, KeyStatus)> {
         self.issuers.values().map(|keys| (&keys.of().policy.name, keys.status()))
