@@ -22,6 +22,8 @@ use std::{
 };
 use zeroize::Zeroizing;
 
+/// Variables that name the directory of the job's own files: GitHub's, GitLab's.
+const WORKSPACES: &[&str] = &["GITHUB_WORKSPACE", "CI_PROJECT_DIR"];
 /// No CI lets a job, and with it its token, live for longer.
 const LONGEST_JOB: Duration = Duration::from_secs(32 * 24 * 3600);
 
@@ -83,12 +85,16 @@ impl Session {
     /// When no directory is private.
     pub(crate) fn open(env: &Env, job_key: &str, server: &str) -> Result<Self, SessionError> {
         let own = format!("jobpass-{}", process::geteuid().as_raw());
-        let candidates: Vec<PathBuf> = [env.path("XDG_RUNTIME_DIR"), Some("/dev/shm".into()), env.path("RUNNER_TEMP")]
-            .into_iter()
-            .flatten()
-            .chain([env.path("TMPDIR").unwrap_or_else(|| "/tmp".into())])
-            .map(|base| base.join(&own))
-            .collect();
+        let mut candidates: Vec<PathBuf> =
+            [env.path("XDG_RUNTIME_DIR"), Some("/dev/shm".into()), env.path("RUNNER_TEMP")]
+                .into_iter()
+                .flatten()
+                .chain([env.path("TMPDIR").unwrap_or_else(|| "/tmp".into())])
+                .map(|base| base.join(&own))
+                .collect();
+        // What lies there may be cached, uploaded or read by the next job.
+        let workspaces: Vec<PathBuf> = WORKSPACES.iter().filter_map(|name| env.path(name)).collect();
+        candidates.sort_by_key(|path| workspaces.iter().any(|workspace| path.starts_with(workspace)));
         let Some((directory, path)) = candidates.iter().find_map(|path| Some((private_directory(path)?, path))) else {
             let tried = candidates.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
             return Err(SessionError::NoDirectory(tried.join(", ")));
@@ -100,6 +106,12 @@ impl Session {
     /// The private directory that it lies in.
     pub(crate) fn directory(&self) -> &Path {
         self.path.parent().unwrap_or(&self.path)
+    }
+
+    /// Whether that is kept in memory only, as far as the system can tell.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        // statfs(2): TMPFS_MAGIC and RAMFS_MAGIC.
+        rustix::fs::fstatfs(&self.directory).is_ok_and(|system| [0x0102_1994, 0x8584_58f6].contains(&system.f_type))
     }
 
     /// The session secret; made at first use.
@@ -317,6 +329,20 @@ mod tests {
             let error = session.secret().expect_err(problem).to_string();
             assert!(error.contains(problem), "{error}");
         }
+    }
+
+    #[test]
+    fn a_directory_in_the_workspace_is_the_last_resort() {
+        let base = tempfile::tempdir().expect("directory");
+        let text = base.path().to_str().expect("UTF-8");
+        let session = |workspace| {
+            let env = Env::from([("XDG_RUNTIME_DIR", text), ("GITHUB_WORKSPACE", workspace)]);
+            Session::open(&env, "job", "https://jobpass.example").expect("session")
+        };
+        assert!(session("/elsewhere").path.starts_with(base.path()));
+        assert!(!session(text).path.starts_with(base.path()));
+        let memory = Env::from([("XDG_RUNTIME_DIR", "/dev/shm")]);
+        assert!(Session::open(&memory, "job", "https://jobpass.example").expect("session").is_in_memory());
     }
 
     #[test]

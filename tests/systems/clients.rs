@@ -325,7 +325,8 @@ async fn skopeo_is_sent_to_jobpass_for_its_token() {
 
     // The same by the file that `docker login` would have written, until the lease is taken back.
     let inspect = format!("skopeo --insecure-policy inspect --tls-verify=false docker://{host}/ci/app:latest");
-    let script = format!("export REGISTRY_AUTH_FILE=$HOME/login.json; cp \"$LOGIN/config.json\" $REGISTRY_AUTH_FILE; {inspect}");
+    let script =
+        format!("export REGISTRY_AUTH_FILE=$HOME/login.json; cp \"$LOGIN/config.json\" $REGISTRY_AUTH_FILE; {inspect}");
     let mut command = Command::new(program::built("jobpass"));
     command.args(["exec", "--grant", "push", "--file", "LOGIN=docker_config", "--", "sh", "-c", &script]);
     let told = job.step(command).await;

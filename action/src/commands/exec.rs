@@ -111,6 +111,12 @@ fn deliver(
     if files.is_empty() && certified.is_empty() {
         return Ok((all, None));
     }
+    if !job.session.is_in_memory() {
+        job.talk.warn(&format!(
+            "the command's files are on a disk, in {}: set XDG_RUNTIME_DIR to a private directory in memory (tmpfs)",
+            job.session.directory().display()
+        ));
+    }
     let directory = PrivateDirectory::make(job.session.directory())?;
     for (index, file) in files.iter().enumerate() {
         let (name, contents) = (index.to_string(), file.value.expose().as_bytes());

@@ -32,7 +32,7 @@ fn files_end_with_the_command() {
         (
             &["--grant", "images", "--file", "DOCKER_CONFIG=docker_config"],
             r#"cat "$DOCKER_CONFIG/config.json"; echo; stat -c %a "$DOCKER_CONFIG" "$DOCKER_CONFIG/config.json""#,
-            "{\"auths\":{\"registry.example\":{\"registrytoken\":\"***\"}}}\n700\n600\n",
+            "{\"auths\":{\"registry.example\":{\"auth\":\"am9icGFzczp***k=\",\"registrytoken\":\"***\"}}}\n700\n600\n",
         ),
     ] {
         let job = Job::new(Ci::GitLab);
