@@ -219,9 +219,18 @@ pub struct BuildError {
 /// The first backend that cannot be built.
 pub fn build_all(files: &BTreeMap<BackendName, Configured>, context: &BuildContext) -> Result<Backends, BuildError> {
     let presented: Vec<String> = files.values().flat_map(|configured| configured.file.presents()).collect();
+    let mut secrets = BTreeMap::new();
     let built = files.iter().map(|(name, Configured { file, limits })| {
         let backend = build(file.clone(), context, &presented);
         let backend = backend.map_err(|message| BuildError { name: name.clone(), message })?;
+        if let BackendFile::Fixed(_) = file
+            && let Some(other) = secrets.insert(backend.describe().identity().to_owned(), name)
+        {
+            let why = "is handed out by backend";
+            let message =
+                format!("source: the same secret {why} `{other}`, and is for one workload: give each its own");
+            return Err(BuildError { name: name.clone(), message });
+        }
         let keeps = matches!(&backend, Backend::Remote(remote) if remote.revocability() == Revocability::ByToken);
         if keeps && !context.sealing.configured() {
             let why = "what takes its credentials back is kept sealed, and";

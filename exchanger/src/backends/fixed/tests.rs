@@ -103,3 +103,12 @@ fn it_is_known_when_it_is_due() {
         assert!(told.is_none_or(|told| told.contains("erp@acme.example has to")), "{rotated_at}");
     }
 }
+
+#[test]
+fn one_backend_has_a_secret() {
+    let second =
+        |secret| format!("{CONFIG}\nold: {}", CONFIG.trim_start_matches("erp: ").replace("env:SECRET", secret));
+    assert!(Bench::new(&second("env:OTHER")).backends.is_ok());
+    let error = Bench::new(&second("env:SECRET")).backends.err().unwrap_or_default();
+    assert!(error.contains("backend `old`: source: the same secret is handed out by backend `erp`"), "{error}");
+}
