@@ -1,18 +1,14 @@
 //! JSON Schemas of policy files, for editors, made from the types that read them.
 
-use crate::document::{At, CasesFile, GrantFile, GuardsFile, ScopeFile, Table, Tree, Wanted};
+use crate::document::{At, CasesFile, GuardsFile, ScopeFile, Table, Tree, Wanted};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema, schema_for};
 use std::borrow::Cow;
 
-/// The schemas by the name of their file: `grant`, `guards`, `scope`, `cases`.
+/// The schemas by the name of their file: `guards`, `scope`, `cases`. That of grants depends on what makes their
+/// credentials.
 #[must_use]
-pub fn schemas() -> [(&'static str, Schema); 4] {
-    [
-        ("grant", schema_for!(GrantFile)),
-        ("guards", schema_for!(GuardsFile)),
-        ("scope", schema_for!(ScopeFile)),
-        ("cases", schema_for!(CasesFile)),
-    ]
+pub fn schemas() -> [(&'static str, Schema); 3] {
+    [("guards", schema_for!(GuardsFile)), ("scope", schema_for!(ScopeFile)), ("cases", schema_for!(CasesFile))]
 }
 
 impl<T: JsonSchema> JsonSchema for At<T> {

@@ -13,12 +13,14 @@ use crate::{
     signing::Keys,
 };
 use ipnet::IpNet;
+use jobpass_policy::document::GrantFile;
 use jobpass_protocol::BackendName;
-use schemars::{JsonSchema, Schema, SchemaGenerator};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer,
     de::{DeserializeSeed, Error as _, IntoDeserializer as _, MapAccess, Visitor, value::MapAccessDeserializer},
 };
+use serde_json::Value;
 use std::{
     borrow::Cow,
     collections::BTreeMap,
@@ -202,6 +204,42 @@ impl BuildContext {
     }
 }
 
+/// The schema of grant files, for editors, with what the types of backends take as `credential`.
+#[must_use]
+pub fn grant_schema() -> Schema {
+    let mut generator = SchemaGenerator::default();
+    let mut kinds: Vec<Schema> = Vec::new();
+    let mut add = |kind: &str, mut schema: Schema| {
+        schema.insert("title".to_owned(), format!("for a backend of type {kind}").into());
+        kinds.push(schema);
+    };
+    add("aws_sts", generator.subschema_for::<aws_sts::SpecFile>());
+    add("azure", generator.subschema_for::<azure::SpecFile>());
+    add("fixed", generator.subschema_for::<fixed::SpecFile>());
+    add("gcp", generator.subschema_for::<gcp::SpecFile>());
+    add("github_app", generator.subschema_for::<github_app::SpecFile>());
+    add("gitlab", generator.subschema_for::<gitlab::SpecFile>());
+    add("http", generator.subschema_for::<http::SpecFile>());
+    add("kubernetes", generator.subschema_for::<kubernetes::SpecFile>());
+    add("mysql", generator.subschema_for::<mysql::SpecFile>());
+    add("oauth2_client_credentials or token_exchange", generator.subschema_for::<oauth2::SpecFile>());
+    add("oci_registry", generator.subschema_for::<oci_registry::SpecFile>());
+    add("postgres", generator.subschema_for::<postgres::SpecFile>());
+    add("rabbitmq", generator.subschema_for::<rabbitmq::SpecFile>());
+    add("redis", generator.subschema_for::<redis::SpecFile>());
+    add("signed_jwt", generator.subschema_for::<signed_jwt::SpecFile>());
+    add("ssh", generator.subschema_for::<ssh::SpecFile>());
+    add("vault", generator.subschema_for::<vault::SpecFile>());
+    add("x509", generator.subschema_for::<x509::SpecFile>());
+    let mut schema = generator.into_root_schema_for::<GrantFile>();
+    if let Some(credential) = schema.pointer_mut("/properties/credential").and_then(Value::as_object_mut) {
+        credential.remove("type");
+        kinds.push(json_schema!({ "type": "null" }));
+        credential.insert("anyOf".to_owned(), kinds.into_iter().map(Value::from).collect());
+    }
+    schema
+}
+
 /// Why a backend cannot be built.
 #[derive(Debug, thiserror::Error)]
 #[error("backend `{name}`: {message}")]
@@ -272,6 +310,25 @@ fn build(file: BackendFile, context: &BuildContext, presented: &[String]) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_schema_of_grants_knows_every_type() {
+        let schema = grant_schema();
+        let kept = include_str!("../../../docs/schemas/grant.json");
+        let text = serde_json::to_string_pretty(&schema).expect("JSON") + "\n";
+        assert!(text == kept, "write docs/schemas/grant.json anew: jobpass-exchanger policy schema grant");
+        let kinds = schemars::schema_for!(BackendFile);
+        let kinds = kinds.get("oneOf").and_then(Value::as_array).expect("a list of types");
+        for kind in kinds {
+            let kind = kind["required"][0].as_str().expect("a name");
+            let known = schema.pointer("/properties/credential/anyOf").and_then(Value::as_array).expect("a list");
+            let title = |known: &Value| known["title"].as_str().is_some_and(|t| t.split(' ').any(|word| word == kind));
+            let known = known.iter().find(|known| title(known)).unwrap_or_else(|| panic!("{kind} is missing"));
+            let at = known["$ref"].as_str().expect("a reference").trim_start_matches('#');
+            let spec = schema.pointer(at).expect("what it refers to");
+            assert!(spec["properties"].is_object() && spec["additionalProperties"] == false, "{kind}: {spec}");
+        }
+    }
 
     #[test]
     fn blocks() {

@@ -5,7 +5,10 @@ use super::{
     load::{Loaded, Offline, PolicyFiles},
     print::{self, print},
 };
-use crate::clock::{Clock as _, SystemClock};
+use crate::{
+    backends::registry::grant_schema,
+    clock::{Clock as _, SystemClock},
+};
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use jobpass_policy::{
@@ -156,10 +159,13 @@ pub(super) fn test(flags: &TestFlags) -> Answer {
 }
 
 pub(super) fn schema(name: &str) -> Answer {
-    let all = schemas();
+    let all: Vec<_> = [("grant", grant_schema())].into_iter().chain(schemas()).collect();
     match all.iter().find(|(known, _)| *known == name) {
         Some((_, schema)) => print::json(schema)?,
-        None => bail!("there is no schema {name}; there are {}", all.map(|(known, _)| known).join(", ")),
+        None => {
+            let known: Vec<_> = all.iter().map(|(known, _)| *known).collect();
+            bail!("there is no schema {name}; there are {}", known.join(", "))
+        }
     }
     Ok(true)
 }
