@@ -213,6 +213,25 @@ async fn a_file_that_is_written_over_takes_nothing() {
 }
 
 #[tokio::test]
+async fn a_backup_disturbs_nothing_and_can_be_put_back() {
+    let file = File::new(0);
+    let mut world = World::new(Box::new(file.clone()));
+    freeze(&world).await.expect("frozen");
+    let path = |name| file.directory.path().join(name);
+    let other = rusqlite::Connection::open(path("jobpass.db")).expect("opens");
+    other.execute("VACUUM INTO ?1", [path("backup.db").to_str()]).expect("copied");
+    drop(other);
+    world.fresh().await;
+    world.store.close().await;
+    let _ = std::fs::remove_file(path("jobpass.db-wal"));
+    std::fs::rename(path("backup.db"), path("jobpass.db")).expect("put back");
+    world.store = world.place.open(Arc::new(world.clock.clone()));
+    assert!(world.store.freezes().await.expect("reads").all.is_some());
+    assert_eq!(world.audit().await.len(), 1);
+    world.fresh().await;
+}
+
+#[tokio::test]
 async fn an_idle_store_notices_that_the_disk_is_back() {
     let file = File::new(0);
     let world = World::new(Box::new(file.clone()));
