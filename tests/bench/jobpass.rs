@@ -96,6 +96,11 @@ impl Jobpass {
         Server::start(command, self.address, &self.directory.join("log"), &ready)
     }
 
+    /// Where it listens.
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// A whole request for a token, as the job's program sends it.
     pub(crate) fn request(&self, token: &Token) -> Vec<u8> {
         self.ask(token, "deploy", &[])

@@ -7,6 +7,7 @@
 
 mod credentials;
 mod floor;
+mod job;
 mod jobpass;
 mod load;
 mod machine;
@@ -95,6 +96,12 @@ enum Part {
     },
     /// PostgreSQL roles, SSH and X.509 certificates beside OpenBao's.
     Credentials,
+    /// What the job's program adds to an exchange.
+    Job {
+        /// The `jobpass` to measure.
+        #[arg(long)]
+        jobpass: PathBuf,
+    },
 }
 
 fn main() -> Result<()> {
@@ -106,6 +113,10 @@ fn main() -> Result<()> {
             fs::create_dir_all(directory)?;
             let bao = openbao.as_deref().context("name OpenBao's program: --openbao")?;
             credentials::measure(exchanger, bao, directory, Duration::from_secs_f64(*seconds))
+        }
+        Some(Part::Job { jobpass }) => {
+            fs::create_dir_all(&cli.options.directory)?;
+            job::measure(&cli.options.exchanger, &jobpass, &cli.options.directory)
         }
         None => measure(&cli.options),
     }
