@@ -260,7 +260,8 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// Makes a credential within `deadline`. Where certainly nothing came of it, it is tried once more.
+    /// Makes a credential within `deadline`. Where certainly nothing came of it, it is tried once more, unless
+    /// the deadline would cut that try off: what is certain then stays certain.
     ///
     /// # Errors
     /// The backend's own, or that nobody knows what came of it.
@@ -268,10 +269,12 @@ impl Slot {
     where
         F: Future<Output = Result<Minted, MintError>>,
     {
-        let until = Instant::now() + deadline;
+        let start = Instant::now();
+        let until = start + deadline;
         let unknown = |_| Err(MintError::OutcomeUnknown("no answer before the deadline".to_owned()));
         let mut minted = timeout_at(until, attempt()).await.unwrap_or_else(unknown);
-        if matches!(minted, Err(MintError::Unavailable(_))) && !self.probe && Instant::now() + RETRY_PAUSE < until {
+        let in_time = Instant::now() + RETRY_PAUSE + start.elapsed() < until;
+        if matches!(minted, Err(MintError::Unavailable(_))) && !self.probe && in_time {
             sleep(RETRY_PAUSE).await;
             minted = timeout_at(until, attempt()).await.unwrap_or_else(unknown);
         }
