@@ -13,6 +13,7 @@ use super::{
     presented::{Presented, Presenter},
     registry::BuildContext,
     spec::{self, SpecReader},
+    upstream,
 };
 use crate::{
     clock::{Clock, Timestamp},
@@ -22,12 +23,13 @@ use crate::{
 };
 use aws_sdk_sts::{
     Client,
-    config::{BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig},
+    config::{BehaviorVersion, Region, http::HttpResponse, retry::RetryConfig, timeout::TimeoutConfig},
     error::{ProvideErrorMetadata, SdkError},
     types::{Credentials, PolicyDescriptorType, Tag},
 };
 use denial::{Denial, DenialFile, Session};
 use futures_util::future::BoxFuture;
+use http::StatusCode;
 use jobpass_policy::{CredentialSource, Diagnostic, FieldRules, GrantContext, Permit, Template};
 use jobpass_protocol::{Credential, GrantName, Secret};
 use schemars::JsonSchema;
@@ -51,6 +53,8 @@ const MAX_POLICY_ARNS: usize = 10;
 const MAX_POLICY_CHARS: usize = 2048;
 /// How long STS may take.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// Error codes by which AWS says that it is asked too often, with a status that other refusals have too.
+const THROTTLES: &[&str] = &["Throttling", "ThrottlingException", "ThrottledException", "RequestLimitExceeded"];
 /// What STS wants in `aud` unless the IAM identity provider says otherwise.
 const DEFAULT_AUDIENCE: &str = "sts.amazonaws.com";
 
@@ -288,14 +292,20 @@ struct PrincipalTags<'a> {
     principal_tags: BTreeMap<&'a str, [&'a str; 1]>,
 }
 
-/// What STS refused made nothing. Everything else may have made a session.
-fn refused<E: ProvideErrorMetadata, R>(error: &SdkError<E, R>) -> MintError {
+/// What STS refused made nothing. Everything else may have made a session, also what the SDK calls an error of
+/// the service: a failure of the server, and an answer that it cannot read.
+fn refused<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> MintError {
     match error {
         SdkError::ConstructionFailure(_) => MintError::Refused("the request to STS could not be built".to_owned()),
-        SdkError::ServiceError(error) => {
-            let error = error.err();
+        SdkError::ServiceError(refusal) => {
+            let (answer, error) = (refusal.raw(), refusal.err());
             let (code, message) = (error.code().unwrap_or("unknown"), error.message().unwrap_or_default());
-            MintError::Refused(format!("STS: {code}: {message}"))
+            let status = match StatusCode::from_u16(answer.status().as_u16()) {
+                _ if THROTTLES.contains(&code) => StatusCode::TOO_MANY_REQUESTS,
+                status => status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            };
+            let rest = answer.headers().get("retry-after").and_then(|seconds| seconds.parse().ok());
+            upstream::not_made("STS", status, rest.map(Duration::from_secs), &format!(" ({code}: {message})"))
         }
         SdkError::DispatchFailure(failure) if failure.is_user() => {
             MintError::Unavailable("STS could not be asked: the connection could not be made".to_owned())

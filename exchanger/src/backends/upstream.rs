@@ -114,22 +114,27 @@ impl Upstream {
     /// # Errors
     /// `OutcomeUnknown` or `Unclear` wherever it is not certain that nothing was.
     pub(super) fn made(&self, answer: &Fetched) -> Result<(), MintError> {
-        let (name, status) = (self.name, answer.status);
-        let code = status.as_u16();
-        if status.is_success() {
-            Ok(())
-        } else if status == StatusCode::TOO_MANY_REQUESTS {
-            Err(MintError::Throttled {
-                message: format!("{name} says that it is asked too often (429)"),
-                retry_after: answer.retry_after(self.clock.now()).unwrap_or(THROTTLED),
-            })
-        } else if certainly_refused(status) {
-            Err(MintError::Refused(format!("{name} refused: {code}{}", reason(&answer.body))))
-        } else if status.is_server_error() {
-            Err(MintError::OutcomeUnknown(format!("{name} answered {code}")))
-        } else {
-            Err(MintError::Unclear(format!("{name} answered {code}")))
+        if answer.status.is_success() {
+            return Ok(());
         }
+        let retry_after = answer.retry_after(self.clock.now());
+        Err(not_made(self.name, answer.status, retry_after, &reason(&answer.body)))
+    }
+}
+
+/// What an answer that is not the one that was asked for says of whether anything was made; `said` are the
+/// system's own words.
+pub(super) fn not_made(name: &str, status: StatusCode, retry_after: Option<Duration>, said: &str) -> MintError {
+    let code = status.as_u16();
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        let message = format!("{name} says that it is asked too often (429)");
+        MintError::Throttled { message, retry_after: retry_after.unwrap_or(THROTTLED) }
+    } else if certainly_refused(status) {
+        MintError::Refused(format!("{name} refused: {code}{said}"))
+    } else if status.is_server_error() {
+        MintError::OutcomeUnknown(format!("{name} answered {code}"))
+    } else {
+        MintError::Unclear(format!("{name} answered {code}"))
     }
 }
 

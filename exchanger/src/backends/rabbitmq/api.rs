@@ -1,14 +1,15 @@
 //! Calls of RabbitMQ's management API (its "HTTP API" page).
 
 use crate::{
-    backends::RemoteError,
+    backends::{MintError, RemoteError, upstream},
+    clock::Clock,
     config::{Env, SecretRef},
     outbound::{Outbound, OutboundError, OutboundOptions},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderValue, Method, Request, header};
 use serde_json::Value;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use url::Url;
 use zeroize::Zeroizing;
 
@@ -20,6 +21,7 @@ pub(super) struct Api {
     env: Env,
     options: OutboundOptions,
     client: OnceLock<Outbound>,
+    clock: Arc<dyn Clock>,
 }
 
 /// Why a call did not do what it was for. Holds no secret.
@@ -29,20 +31,29 @@ pub(super) enum Trouble {
     NotSent(String),
     /// The API refused it, and did nothing: the status, and what it said.
     Refused(u16, String),
-    /// It was sent, and nobody knows more.
-    Unknown(String),
+    /// It was sent, and nobody knows more; or it asks to be left alone.
+    Open(MintError),
 }
 
 impl From<Trouble> for RemoteError {
     fn from(trouble: Trouble) -> Self {
-        let (Trouble::NotSent(why) | Trouble::Refused(_, why) | Trouble::Unknown(why)) = trouble;
-        Self(why)
+        Self(match trouble {
+            Trouble::NotSent(why) | Trouble::Refused(_, why) => why,
+            Trouble::Open(error) => error.to_string(),
+        })
     }
 }
 
 impl Api {
-    pub(super) fn new(url: Url, user: String, password: SecretRef, env: Env, options: OutboundOptions) -> Self {
-        Self { url, user, password, env, options, client: OnceLock::new() }
+    pub(super) fn new(
+        url: Url,
+        user: String,
+        password: SecretRef,
+        env: Env,
+        options: OutboundOptions,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { url, user, password, env, options, client: OnceLock::new(), clock }
     }
 
     /// Whether the CA file and the password can be read.
@@ -57,23 +68,23 @@ impl Api {
         let answer = match self.client().map_err(|error| Trouble::NotSent(error.to_string()))?.send(request).await {
             Ok(answer) => answer,
             Err(error) if error.never_sent() => return Err(Trouble::NotSent(error.to_string())),
-            Err(error) => return Err(Trouble::Unknown(error.to_string())),
+            Err(error) => return Err(Trouble::Open(upstream::unanswered(&error))),
         };
-        let status = answer.status.as_u16();
-        let why = || {
-            let told: Option<Value> = serde_json::from_slice(&answer.body).ok();
-            let reason = told.as_ref().and_then(|told| told["reason"].as_str()).unwrap_or_default();
-            let cure = match status {
-                401 | 403 => ": jobpass's user has to be an administrator (docs/backends/rabbitmq.md)",
-                _ => "",
-            };
-            format!("the management API answered {status} {reason}{cure}")
-        };
-        match status {
-            200..=299 => Ok(()),
-            400..=499 => Err(Trouble::Refused(status, why())),
-            _ => Err(Trouble::Unknown(why())),
+        if answer.status.is_success() {
+            return Ok(());
         }
+        let status = answer.status.as_u16();
+        let told: Option<Value> = serde_json::from_slice(&answer.body).ok();
+        let reason = told.as_ref().and_then(|told| told["reason"].as_str()).unwrap_or_default();
+        let cure = match status {
+            401 | 403 => ": jobpass's user has to be an administrator (docs/backends/rabbitmq.md)",
+            _ => "",
+        };
+        let retry_after = answer.retry_after(self.clock.now());
+        Err(match upstream::not_made("the management API", answer.status, retry_after, &format!(" {reason}{cure}")) {
+            MintError::Refused(why) => Trouble::Refused(status, why),
+            open => Trouble::Open(open),
+        })
     }
 
     fn request(&self, method: Method, path: &[&str], body: Option<&Value>) -> Result<Request<Vec<u8>>, String> {

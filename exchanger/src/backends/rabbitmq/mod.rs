@@ -161,7 +161,14 @@ impl Rabbitmq {
         let options = context.outbound(file.allow_networks, file.ca_file, file.insecure_http, deadline);
         Ok(Self {
             identity: url.to_string(),
-            api: Api::new(url, file.user, context.secret(file.password), context.env.clone(), options),
+            api: Api::new(
+                url,
+                file.user,
+                context.secret(file.password),
+                context.env.clone(),
+                options,
+                Arc::clone(&context.clock),
+            ),
             vhosts: file.vhosts,
             advertise: file.advertise,
             deadline,
@@ -215,7 +222,7 @@ impl From<Trouble> for MintError {
         match trouble {
             Trouble::NotSent(why) => Self::Unavailable(why),
             Trouble::Refused(_, why) => Self::Refused(why),
-            Trouble::Unknown(why) => Self::OutcomeUnknown(why),
+            Trouble::Open(error) => error,
         }
     }
 }
