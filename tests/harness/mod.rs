@@ -6,6 +6,7 @@
 pub mod act;
 pub mod authorization_server;
 pub mod aws;
+pub mod chaos;
 pub mod corpus;
 pub mod entra;
 pub mod form;

@@ -16,6 +16,7 @@ mod gitlab;
 mod invariants;
 mod kubernetes;
 mod limits;
+mod misbehaving;
 mod oauth2;
 mod policies;
 mod renewal;
