@@ -59,14 +59,15 @@ impl MutualTls {
     /// What client and server say when the page does not come.
     pub async fn get(&self, certificate: &str) -> Result<(), String> {
         fs::write(self.path("client.pem"), certificate).expect("the directory is ours");
+        let log = async || self.program.lock().await.as_ref().map(Program::log).unwrap_or_default();
+        let before = log().await.len();
         let mut client = Command::new("sh");
         client.current_dir(self.directory.path()).args(["-c", &self.request("client.pem", "job.key")]);
         let done = Program::run(client).await;
         if done.log.contains("HTTP/1.0 200") {
             return Ok(());
         }
-        let server = self.program.lock().await.as_ref().map(Program::log);
-        Err(format!("{}\n{}", done.log, server.unwrap_or_default()))
+        Err(format!("{}\n{}", done.log, &log().await[before..]))
     }
 
     /// A line for a shell that asks it for a page with a certificate and key in these files.

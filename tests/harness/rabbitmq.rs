@@ -64,6 +64,13 @@ impl Rabbitmq {
         answer.json().await.expect("RabbitMQ answers in JSON")
     }
 
+    /// Writes by the management API as the administrator.
+    pub async fn put(&self, path: &str, body: Value) {
+        let request = client().put(format!("{}/api/{path}", self.management_url)).json(&body);
+        let answer = request.basic_auth(ADMIN, Some(ADMIN_PASSWORD)).send().await.expect("RabbitMQ answers");
+        assert!(answer.status().is_success(), "{path}: {}", answer.status());
+    }
+
     /// The names of the users that leases made.
     pub async fn leased_users(&self) -> Vec<String> {
         let users = self.ask("users").await;

@@ -1,9 +1,11 @@
 //! A real container registry (distribution 2.8) that takes one signer's tokens.
 
 use crate::{
+    http::now,
     ports,
     program::{self, Program},
 };
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::{
@@ -27,7 +29,7 @@ pub const PASSWORD: &str = "registry-password-of-old";
 pub struct Registry {
     port: u16,
     directory: TempDir,
-    program: Option<Program>,
+    _program: Option<Program>,
 }
 
 impl Registry {
@@ -72,7 +74,7 @@ impl Registry {
             "auth": auth(directory.path()),
         });
         fs::write(path("config.yml"), config.to_string()).expect("the directory is ours");
-        let mut registry = Self { port, directory, program: None };
+        let mut registry = Self { port, directory, _program: None };
         registry.serve().await;
         registry
     }
@@ -81,7 +83,7 @@ impl Registry {
         let mut registry = program::system("docker-registry");
         registry.arg("serve").arg(self.path("config.yml"));
         let listens = async || TcpStream::connect(("127.0.0.1", self.port)).is_ok();
-        self.program = Some(Program::start(registry).ready(listens).await);
+        self._program = Some(Program::start(registry).ready(listens).await);
     }
 
     /// From now on it sends its clients to this token server.
@@ -90,7 +92,7 @@ impl Registry {
         let mut config: Value = serde_json::from_slice(&fs::read(&path).expect("the file is there")).expect("JSON");
         config["auth"]["token"]["realm"] = realm.into();
         fs::write(path, config.to_string()).expect("the directory is ours");
-        self.program = None; // ended, so that its port is free
+        self._program = None; // ended, so that its port is free
         self.serve().await;
     }
 
@@ -104,6 +106,21 @@ impl Registry {
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
+    }
+
+    /// A token of the signer's own for one repository.
+    #[must_use]
+    pub fn token(&self, repository: &str, actions: &[&str]) -> String {
+        let read = |name: &str| fs::read_to_string(self.path(name)).expect("the file is there");
+        let certificate: String = read("signer.pem").lines().filter(|line| !line.starts_with('-')).collect();
+        let header = Header { x5c: Some(vec![certificate]), ..Header::new(Algorithm::ES256) };
+        let (key, now) = (EncodingKey::from_ec_pem(read("signer.key").as_bytes()).expect("a key"), now());
+        let access = json!([{ "type": "repository", "name": repository, "actions": actions }]);
+        let claims = json!({
+            "iss": ISSUER, "aud": SERVICE, "sub": "test", "jti": repository, "iat": now, "nbf": now, "exp": now + 300,
+            "access": access,
+        });
+        jsonwebtoken::encode(&header, &claims, &key).expect("the key signs")
     }
 
     /// Pushes the image to a repository with `skopeo`.
@@ -136,11 +153,7 @@ impl Registry {
         skopeo.args(["--insecure-policy", command]).args(arguments);
         skopeo.arg(format!("docker://{}/{repository}:latest", self.host())).env("HOME", self.directory.path());
         let done = Program::run(skopeo).await;
-        if done.status.success() {
-            Ok(())
-        } else {
-            Err(format!("{}\n{}", done.log, self.program.as_ref().map(Program::log).unwrap_or_default()))
-        }
+        if done.status.success() { Ok(()) } else { Err(done.log) }
     }
 }
 

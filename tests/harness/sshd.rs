@@ -40,6 +40,7 @@ impl Sshd {
             made.expect("root makes directories");
         }
         fs::write(path("principals"), "deploy\n").expect("the directory is ours");
+        fs::write(path("principals-of-others"), "operations\n").expect("the directory is ours");
         fs::write(path("revoked"), "").expect("the directory is ours");
         let port = ports::free();
         let home = directory.path().display();
@@ -47,7 +48,8 @@ impl Sshd {
             "Port {port}\nListenAddress 127.0.0.1\nHostKey {home}/host\nPidFile none\n\
              TrustedUserCAKeys {home}/ca.pub\nAuthorizedPrincipalsFile {home}/principals\nAuthorizedKeysFile none\n\
              RevokedKeys {home}/revoked\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n\
-             KbdInteractiveAuthentication no\nPermitRootLogin yes\nLogLevel VERBOSE\nMaxStartups 100\n"
+             KbdInteractiveAuthentication no\nPermitRootLogin yes\nLogLevel VERBOSE\nMaxStartups 100\n\
+             Match User nobody\nAuthorizedPrincipalsFile {home}/principals-of-others\n"
         );
         fs::write(path("sshd_config"), config).expect("the directory is ours");
         let mut sshd = program::system("sshd");

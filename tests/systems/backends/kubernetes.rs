@@ -1,6 +1,6 @@
 //! Secrets that tokens are bound to, at a strict fake of the API server: there is no real one for a test's machine.
 
-use super::System;
+use super::{System, Try};
 use jobpass_tests::{
     http::{client, now},
     kubernetes::{ADMIN, Kubernetes},
@@ -20,6 +20,8 @@ impl Cluster {
 }
 
 impl System for Cluster {
+    const GONE: [&str; 2] = ["401 Unauthorized"; 2];
+
     /// No token lives shorter.
     const TTL: &str = "10m";
 
@@ -40,8 +42,8 @@ impl System for Cluster {
         self.pods(credential, "prod").await
     }
 
-    async fn overstepped(&self, credential: &Value) -> Vec<(&'static str, Result<(), String>)> {
-        vec![("another namespace", self.pods(credential, "kube-system").await)]
+    async fn overstepped(&self, credential: &Value) -> Vec<Try> {
+        vec![("another namespace", "403 Forbidden", self.pods(credential, "kube-system").await)]
     }
 
     async fn left(&self) -> Vec<String> {

@@ -1,6 +1,6 @@
 //! MariaDB over TLS and `mariadb`, with a user for jobpass that may do no more than its page says.
 
-use super::System;
+use super::{System, Try};
 use jobpass_tests::{mariadb::Mariadb, program::Program, server::Setup};
 use serde_json::{Value, json};
 
@@ -19,6 +19,8 @@ impl Shop {
 }
 
 impl System for Shop {
+    const GONE: [&str; 2] = ["ERROR 1045 (28000): Access denied for user"; 2];
+
     async fn start() -> Self {
         let mariadb = Mariadb::start().await;
         mariadb
@@ -53,18 +55,18 @@ impl System for Shop {
         self.run(credential, "INSERT INTO deploys VALUES (1); CREATE TABLE IF NOT EXISTS app_ci.t (n int)").await
     }
 
-    async fn overstepped(&self, credential: &Value) -> Vec<(&'static str, Result<(), String>)> {
+    async fn overstepped(&self, credential: &Value) -> Vec<Try> {
         let mut tries = Vec::new();
-        for statement in [
-            "SELECT * FROM salaries",
-            "DELETE FROM deploys",
-            "INSERT INTO app_ci.t VALUES (1)",
-            "SELECT * FROM appxci.t", // `_` is no pattern
-            "CREATE USER mine",
-            "GRANT SELECT ON deploys TO CURRENT_USER",
-            "SELECT * FROM mysql.user",
+        for (statement, says) in [
+            ("SELECT * FROM salaries", "SELECT command denied"),
+            ("DELETE FROM deploys", "DELETE command denied"),
+            ("INSERT INTO app_ci.t VALUES (1)", "INSERT command denied"),
+            ("SELECT * FROM appxci.t", "SELECT command denied"), // `_` is no pattern
+            ("CREATE USER mine", "you need (at least one of) the CREATE USER privilege"),
+            ("GRANT SELECT ON deploys TO CURRENT_USER", "GRANT command denied"),
+            ("SELECT * FROM mysql.user", "SELECT command denied"),
         ] {
-            tries.push((statement, self.run(credential, statement).await));
+            tries.push((statement, says, self.run(credential, statement).await));
         }
         let [user, password, database] = login(credential);
         let mut plain = self.0.client(user, password, database, "SELECT 1");
@@ -73,7 +75,11 @@ impl System for Shop {
             plain
         })
         .await;
-        tries.push(("without TLS", if done.status.success() { Ok(()) } else { Err(done.log) }));
+        tries.push((
+            "without TLS",
+            "ERROR 1045 (28000): Access denied for user",
+            if done.status.success() { Ok(()) } else { Err(done.log) },
+        ));
         tries
     }
 

@@ -1,6 +1,6 @@
 //! distribution's registry and `skopeo`.
 
-use super::System;
+use super::{System, Try};
 use jobpass_tests::{
     registry::{ISSUER, Registry, SERVICE},
     server::Setup,
@@ -15,11 +15,20 @@ fn token(credential: &Value) -> &str {
 }
 
 impl System for Images {
+    const GONE: [&str; 2] = ["unauthorized"; 2];
+
     /// The registry adds a minute to each token's life, so that jobpass takes one from it.
     const SHORTEST: i64 = 66;
 
     async fn start() -> Self {
-        Self(Registry::start().await)
+        let registry = Registry::start().await;
+        // A token for these can do all that the job's is refused.
+        for repository in ["base/debian", "ci/772003/app"] {
+            let token = registry.token(repository, &["pull", "push", "delete"]);
+            registry.push(&token, repository).await.expect("the token allows it");
+            registry.pull(&token, repository).await.expect("the token allows it");
+        }
+        Self(registry)
     }
 
     fn backend(&self, setup: &Setup) -> Value {
@@ -51,11 +60,19 @@ impl System for Images {
         )]
     }
 
-    async fn overstepped(&self, credential: &Value) -> Vec<(&'static str, Result<(), String>)> {
+    async fn overstepped(&self, credential: &Value) -> Vec<Try> {
         vec![
-            ("to push elsewhere", self.0.push(token(credential), "ci/772003/app").await),
-            ("to pull elsewhere", self.0.pull(token(credential), "base/debian").await),
-            ("to delete", self.0.delete(token(credential), "ci/772002/app").await),
+            (
+                "to push elsewhere",
+                "denied: requested access to the resource is denied",
+                self.0.push(token(credential), "ci/772003/app").await,
+            ),
+            (
+                "to pull elsewhere",
+                "denied: requested access to the resource is denied",
+                self.0.pull(token(credential), "base/debian").await,
+            ),
+            ("to delete", "authentication required", self.0.delete(token(credential), "ci/772002/app").await),
         ]
     }
 }

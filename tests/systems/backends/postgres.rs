@@ -1,6 +1,6 @@
 //! PostgreSQL over TLS and `psql`, with a role for jobpass that may do no more than its page says.
 
-use super::System;
+use super::{System, Try};
 use jobpass_tests::{
     postgres::Postgres,
     program::{self, Program},
@@ -57,6 +57,8 @@ impl Role {
 const LINGER: &str = "ALTER ROLE CURRENT_USER PASSWORD 'mine'; SELECT pg_sleep(600)";
 
 impl System for Role {
+    const GONE: [&str; 2] = ["password authentication failed for user"; 2];
+
     async fn start() -> Self {
         let postgres = Postgres::start_tls().await;
         postgres.admin().await.batch_execute(SETUP).await.expect("the superuser may");
@@ -92,18 +94,18 @@ impl System for Role {
         self.psql(credential, "reports", command).await
     }
 
-    async fn overstepped(&self, credential: &Value) -> Vec<(&'static str, Result<(), String>)> {
+    async fn overstepped(&self, credential: &Value) -> Vec<Try> {
         let mut tries = Vec::new();
-        for (database, command) in [
-            ("postgres", "SELECT * FROM salaries"),
-            ("postgres", "DELETE FROM deploys"),
-            ("postgres", "DELETE FROM ci_772002.runs"),
-            ("postgres", "CREATE TABLE ci_772002.mine (n int)"),
-            ("postgres", "CREATE ROLE mine"),
-            ("reports", r#"SELECT * FROM "wei""rd".t2"#),
-            ("reports", r#"INSERT INTO "wei""rd"."t 1" VALUES (1)"#),
+        for (database, command, says) in [
+            ("postgres", "SELECT * FROM salaries", "permission denied for table salaries"),
+            ("postgres", "DELETE FROM deploys", "permission denied for table deploys"),
+            ("postgres", "DELETE FROM ci_772002.runs", "permission denied for table runs"),
+            ("postgres", "CREATE TABLE ci_772002.mine (n int)", "permission denied for schema ci_772002"),
+            ("postgres", "CREATE ROLE mine", "permission denied to create role"),
+            ("reports", r#"SELECT * FROM "wei""rd".t2"#, "permission denied for table t2"),
+            ("reports", r#"INSERT INTO "wei""rd"."t 1" VALUES (1)"#, "permission denied for table t 1"),
         ] {
-            tries.push((command, self.psql(credential, database, command).await));
+            tries.push((command, says, self.psql(credential, database, command).await));
         }
         tries
     }

@@ -1,6 +1,6 @@
 //! Redis over TLS and `redis-cli`, with a user for jobpass that may do no more than its page says.
 
-use super::System;
+use super::{System, Try};
 use jobpass_tests::{program::Program, redis::Redis, server::Setup};
 use serde_json::{Value, json};
 
@@ -22,6 +22,8 @@ impl Cache {
 }
 
 impl System for Cache {
+    const GONE: [&str; 2] = ["WRONGPASS"; 2];
+
     async fn start() -> Self {
         let redis = Redis::start(USER).await;
         redis.admin(&["SET", "salaries", "1"]).await;
@@ -55,22 +57,28 @@ impl System for Cache {
         vec![(&["--env", "REDISCLI_AUTH=password"], format!("{redis} SET ci:772002:deploys 1; ! {redis} GET salaries"))]
     }
 
-    async fn overstepped(&self, credential: &Value) -> Vec<(&'static str, Result<(), String>)> {
+    async fn overstepped(&self, credential: &Value) -> Vec<Try> {
         let mut tries = Vec::new();
-        for (what, command) in [
-            ("another's key", &["GET", "ci:77:x"][..]),
-            ("a key that the beginning is like", &["GET", "ci:7720021:x"]),
-            ("another key", &["GET", "salaries"]),
-            ("to write what may be read", &["SET", "public", "1"]),
-            ("another channel", &["PUBLISH", "other", "x"]),
-            ("another command", &["DEL", "ci:772002:deploys"]),
-            ("a command that was taken away", &["KEYS", "*"]),
-            ("how many keys there are", &["DBSIZE"]),
-            ("any key", &["RANDOMKEY"]),
-            ("all keys", &["SCAN", "0"]),
-            ("users", &["ACL", "SETUSER", "mine", "on"]),
+        const KEY: &str = "NOPERM this user has no permissions to access one of the keys";
+        const COMMAND: &str = "NOPERM this user has no permissions to run the";
+        for (what, says, command) in [
+            ("another's key", KEY, &["GET", "ci:77:x"][..]),
+            ("a key that the beginning is like", KEY, &["GET", "ci:7720021:x"]),
+            ("another key", KEY, &["GET", "salaries"]),
+            ("to write what may be read", KEY, &["SET", "public", "1"]),
+            (
+                "another channel",
+                "NOPERM this user has no permissions to access one of the channels",
+                &["PUBLISH", "other", "x"],
+            ),
+            ("another command", COMMAND, &["DEL", "ci:772002:deploys"]),
+            ("a command that was taken away", COMMAND, &["KEYS", "*"]),
+            ("how many keys there are", COMMAND, &["DBSIZE"]),
+            ("any key", COMMAND, &["RANDOMKEY"]),
+            ("all keys", COMMAND, &["SCAN", "0"]),
+            ("users", COMMAND, &["ACL", "SETUSER", "mine", "on"]),
         ] {
-            tries.push((what, self.run(credential, command).await));
+            tries.push((what, says, self.run(credential, command).await));
         }
         tries
     }

@@ -1,6 +1,6 @@
 //! OpenSSH's sshd and `ssh`, with an authority of each kind.
 
-use super::System;
+use super::{System, Try};
 use jobpass_tests::{
     http::client,
     server::{Server, Setup},
@@ -30,16 +30,19 @@ pub(super) struct Host<A>(Sshd, PhantomData<A>);
 impl<A> Host<A> {
     async fn login(&self, credential: &Value, user: Option<&str>, options: &[&str]) -> Result<(), String> {
         let certificate = credential["certificate"].as_str().expect("a certificate");
+        let before = self.0.log().len();
         // The command is not what the client asks for.
         let done = self.0.login(certificate, user, options, "echo mine").await;
         match done.log.trim() {
             "deployed 772002" if done.status.success() => Ok(()),
-            _ => Err(format!("{}\n{}", done.log, self.0.log())),
+            _ => Err(format!("{}\n{}", done.log, &self.0.log()[before..])),
         }
     }
 }
 
 impl<A: Authority> System for Host<A> {
+    const GONE: [&str; 2] = ["revoked by file", "Certificate invalid: expired"];
+
     async fn start() -> Self {
         Self(Sshd::start(A::KEY).await, PhantomData)
     }
@@ -63,12 +66,24 @@ impl<A: Authority> System for Host<A> {
         self.login(credential, None, &[]).await
     }
 
-    async fn overstepped(&self, credential: &Value) -> Vec<(&'static str, Result<(), String>)> {
+    async fn overstepped(&self, credential: &Value) -> Vec<Try> {
         vec![
-            ("another user", self.login(credential, Some("nobody"), &[]).await),
-            ("another address", self.login(credential, None, &["-b", "127.0.0.2"]).await),
-            ("a terminal", self.login(credential, None, &["-tt"]).await),
-            ("a forwarded port", self.login(credential, None, &["-R", "127.0.0.1:0:127.0.0.1:1"]).await),
+            (
+                "another user",
+                "Certificate does not contain an authorized principal",
+                self.login(credential, Some("nobody"), &[]).await,
+            ),
+            (
+                "another address",
+                "not from a permitted source address",
+                self.login(credential, None, &["-b", "127.0.0.2"]).await,
+            ),
+            ("a terminal", "PTY allocation request failed", self.login(credential, None, &["-tt"]).await),
+            (
+                "a forwarded port",
+                "remote port forwarding failed",
+                self.login(credential, None, &["-R", "127.0.0.1:0:127.0.0.1:1"]).await,
+            ),
         ]
     }
 

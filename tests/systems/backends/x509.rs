@@ -1,6 +1,6 @@
 //! A TLS server and client of OpenSSL's.
 
-use super::System;
+use super::{System, Try};
 use jobpass_tests::{
     http::client,
     mtls::MutualTls,
@@ -26,6 +26,8 @@ fn certificate(credential: &Value) -> &str {
 }
 
 impl System for Mesh {
+    const GONE: [&str; 2] = ["certificate revoked", "certificate has expired"];
+
     async fn start() -> Self {
         Self(MutualTls::start().await)
     }
@@ -57,17 +59,26 @@ impl System for Mesh {
         self.0.get(certificate(credential)).await
     }
 
-    async fn overstepped(&self, credential: &Value) -> Vec<(&'static str, Result<(), String>)> {
+    async fn overstepped(&self, credential: &Value) -> Vec<Try> {
         fs::write(self.0.path("leaf.pem"), certificate(credential)).expect("the directory is ours");
         let sign = ["-req", "-in", "job.pem", "-CA", "leaf.pem", "-CAkey", "job.key", "-out", "made.pem"];
         self.openssl("x509", &sign).await.expect("anybody can sign");
         let verify = async |arguments: &[&str]| self.openssl("verify", arguments).await.map(|_| ());
         verify(&["-CAfile", "ca.pem", "-purpose", "sslclient", "leaf.pem"]).await.expect("it is for clients");
         vec![
-            ("to be a server", verify(&["-CAfile", "ca.pem", "-purpose", "sslserver", "leaf.pem"]).await),
-            ("to be an authority", verify(&["-CAfile", "ca.pem", "-untrusted", "leaf.pem", "made.pem"]).await),
+            (
+                "to be a server",
+                "certificate purpose",
+                verify(&["-CAfile", "ca.pem", "-purpose", "sslserver", "leaf.pem"]).await,
+            ),
+            (
+                "to be an authority",
+                "invalid CA certificate",
+                verify(&["-CAfile", "ca.pem", "-untrusted", "leaf.pem", "made.pem"]).await,
+            ),
             (
                 "a certificate of its own making",
+                "unable to get local issuer certificate",
                 self.0.get(&fs::read_to_string(self.0.path("made.pem")).expect("made")).await,
             ),
         ]
