@@ -2,7 +2,7 @@
 
 use crate::{
     http, ports,
-    program::{self, Program},
+    program::{self, Finished, Program},
 };
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ const ROOT_TOKEN: &str = "root";
 pub struct OpenBao {
     url: String,
     _program: Program,
-    _home: TempDir,
+    home: TempDir,
 }
 
 impl OpenBao {
@@ -31,7 +31,7 @@ impl OpenBao {
             health.is_ok_and(|answer| answer.status().is_success())
         };
         let program = Program::start(command).ready(unsealed).await;
-        Self { url, _program: program, _home: home }
+        Self { url, _program: program, home }
     }
 
     /// Trusts an issuer, found by its discovery document.
@@ -71,6 +71,13 @@ impl OpenBao {
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// A command of `bao` with a token.
+    pub async fn cli(&self, token: &str, arguments: &[&str]) -> Finished {
+        let mut command = program::installed("bao");
+        command.args(arguments).env("HOME", self.home.path()).env("BAO_ADDR", &self.url).env("BAO_TOKEN", token);
+        Program::run(command).await
     }
 
     /// What it answers to a token that reads a path.

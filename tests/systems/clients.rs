@@ -200,7 +200,20 @@ async fn kubectl_reads_the_kubeconfig_and_calls_the_plugin() {
     assert!(!cluster.secrets().is_empty());
     job.jobpass(&["revoke"]).await;
     assert!(cluster.secrets().is_empty(), "the plugin's credential is the job's to give back");
-    assert_eq!(job.server.lease_states().iter().filter(|state| *state == "ended: revoked").count(), 2);
+
+    // What the role does not allow the cluster refuses, and everything once the credential was taken back.
+    let kept = job.home.path().join("kept").display().to_string();
+    let tries = format!(
+        "cp \"$KUBECONFIG\" {kept}; kubectl get pods; for try in 'get pods -n kube-system' 'delete pod api-0 --wait=false' \
+         'get --raw /api/v1/namespaces/prod/secrets'; do kubectl $try 2>&1 || true; done"
+    );
+    let told = job.jobpass(&["exec", "--grant", "cluster", "--", "sh", "-euc", &tries]).await;
+    assert!(told.contains("api-0") && told.matches("Error from server (Forbidden)").count() == 3, "{told}");
+    let mut kubectl = Command::new("sh");
+    kubectl.args(["-c", &format!("! kubectl --kubeconfig {kept} get pods 2>&1")]);
+    let told = job.step(kubectl).await;
+    assert!(told.contains("You must be logged in to the server"), "{told}");
+    assert_eq!(job.server.lease_states().iter().filter(|state| *state == "ended: revoked").count(), 3);
 }
 
 #[tokio::test]

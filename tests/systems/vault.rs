@@ -1,15 +1,19 @@
 //! The `vault` backend through the front door, against a real OpenBao, whose database engine makes roles in a
 //! real PostgreSQL.
 
-use crate::world::{issuer, setup, token};
+use crate::world::{as_job, issuer, setup, token};
 use jobpass_exchanger::demo::Ci;
 use jobpass_tests::{
     openbao::OpenBao,
     postgres::{ADMIN, ADMIN_PASSWORD, Postgres},
+    program::{self, Program},
     server::Answer,
 };
 use serde_json::json;
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 use tokio_postgres::NoTls;
 
 const AUDIENCE: &str = "bao.acme.example";
@@ -72,11 +76,50 @@ async fn tokens_and_dynamic_secrets_are_gone_with_their_leases() {
     let key = text(&held, "/credential/key");
     server.keep_quiet(key);
     assert_eq!(text(&held, "/credential/url"), bao.url());
-    assert_eq!((bao.read(key, "secret/data/ci/static").await, bao.read(key, "secret/data/other").await), (200, 403));
+    let read = async |key: &str, path: &str| bao.cli(key, &["read", "-format=json", path]).await;
+    let told = read(key, "secret/data/ci/static").await.expect_success();
+    assert!(told.contains("for ever"), "{told}");
+    let refused = async |key: &str, arguments: &[&str], says: &str| {
+        let told = bao.cli(key, arguments).await;
+        assert!(!told.status.success() && told.log.contains("Code: 403"), "{arguments:?}: {}", told.log);
+        assert!(told.log.contains(says), "{arguments:?}: {}", told.log);
+    };
+    for arguments in [
+        &["read", "secret/data/other"][..],
+        &["write", "secret/metadata/ci/static", "max_versions=1"],
+        &["delete", "secret/data/ci/static"],
+        &["token", "create"],
+        &["list", "sys/policies/acl"],
+    ] {
+        refused(key, arguments, "permission denied").await;
+    }
+    // This is what every token may that there is.
+    bao.cli(key, &["token", "lookup"]).await.expect_success();
     for _ in 0..2 {
         give_back(&held).await;
-        assert_eq!(bao.read(key, "secret/data/ci/static").await, 403);
+        for arguments in [["read", "secret/data/ci/static"], ["token", "lookup"]] {
+            refused(key, &arguments, "permission denied").await;
+        }
     }
+    let script = "bao read -field=data secret/data/ci/static; ! bao read secret/data/other";
+    let mut step = Command::new(program::built("jobpass"));
+    let home = tempfile::tempdir().expect("the temporary directory is there");
+    as_job(&mut step, &github, &server, home.path());
+    step.args([
+        "exec",
+        "--grant",
+        "bao-token",
+        "--env",
+        "BAO_ADDR=url",
+        "--env",
+        "BAO_TOKEN=key",
+        "--",
+        "sh",
+        "-euc",
+        script,
+    ]);
+    let told = Program::run(step).await.expect_success();
+    assert!(told.contains("for ever") && told.contains("permission denied"), "{told}");
 
     // A database login, which dies with its lease, given back or not.
     let login = async |answer: &Answer| {
@@ -121,8 +164,15 @@ async fn tokens_and_dynamic_secrets_are_gone_with_their_leases() {
     assert_eq!(ask("bao-static", &[]).await.status, 502);
     assert_eq!(ask("bao-batch", &[]).await.status, 502);
     let start = Instant::now();
-    let expected =
-        ["outliving", "ended: abandoned", "ended: expired", "ended: expired", "ended: revoked", "ended: revoked"];
+    let expected = [
+        "outliving",
+        "ended: abandoned",
+        "ended: expired",
+        "ended: expired",
+        "ended: revoked",
+        "ended: revoked",
+        "ended: revoked",
+    ];
     while server.lease_states() != expected {
         assert!(start.elapsed() < Duration::from_secs(20), "{:?}", server.lease_states());
         tokio::time::sleep(Duration::from_millis(100)).await;
