@@ -34,9 +34,9 @@ impl Postgres {
         Self::launch(false, settings).await
     }
 
-    /// The same with TLS, by a certificate of an authority of its own.
+    /// The same with TLS, by a certificate of an authority of its own, and room for many connections.
     pub async fn start_tls() -> Self {
-        Self::launch(true, &[]).await
+        Self::launch(true, &["max_connections=300"]).await
     }
 
     async fn launch(with_tls: bool, settings: &[&str]) -> Self {

@@ -4,6 +4,7 @@
 //!
 //! To add a backend: a file in `backends/` that implements [`System`], and a row in the table.
 
+mod gitlab;
 mod injection;
 mod kubernetes;
 mod mysql;
@@ -25,8 +26,9 @@ use jobpass_tests::{
     program::{self, Program},
     server::{Answer, Server, Setup},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
+    collections::BTreeSet,
     process::Command,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
@@ -67,10 +69,18 @@ table! {
     registry_token: oci_registry::Images, ByItself;
 }
 
-mod kubernetes_secret {
+/// The same for those that are only imitated here.
+mod imitated {
+    use super::*;
+
     #[tokio::test(flavor = "multi_thread")]
-    async fn leaves_nothing_when_killed() {
-        super::crash::<super::kubernetes::Cluster>().await;
+    async fn kubernetes_leaves_nothing_when_killed() {
+        crash::<kubernetes::Cluster>().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn gitlab_leaves_nothing_when_killed() {
+        crash::<gitlab::Project>().await;
     }
 }
 
@@ -128,6 +138,11 @@ trait System: Sized {
         Vec::new()
     }
 
+    /// What the object of a lease with this remote name is called among those.
+    fn named(remote_name: &str) -> String {
+        remote_name.to_owned()
+    }
+
     /// Fetches the list of what was taken back, as the system's own timer would; says whether there is one.
     async fn fetch_list(&self, _server: &Server) -> bool {
         false
@@ -149,7 +164,9 @@ impl<S: System> World<S> {
         let github = issuer(Ci::GitHub).await;
         let system = S::start().await;
         let setup = Setup::new().issuer("github", github.url(), &["1001"]).unlimited();
-        let backend = system.backend(&setup);
+        let mut backend = system.backend(&setup);
+        // A place for each of those who ask at once.
+        backend["limits"] = json!({ "concurrency": MINTS, "wait": "30s" });
         let grant = grant("it", "system", &system.credential(), ttl);
         let server = setup.backend("system", backend).grant_text("it", &grant).start().await;
         Self { system, server, github }
@@ -255,37 +272,47 @@ async fn check<S: System>(ends: Ends) {
     server.verify_audit().await;
 }
 
-/// Concurrent mints in one run, how many kills have to come in their middle, and how many may miss.
+/// Mints at once, how many kills have to come in the middle of some, and how many may miss.
 const MINTS: usize = 100;
 const CUTS: usize = 3;
 const KILLS: usize = 30;
 
+/// What a job was told, if it was told anything: the lease of its credential, or a refusal.
+type Told = Option<Result<String, String>>;
+
+/// Asks one time after another until the server is dying, so that some are in the making when it is killed.
+async fn job(url: &str, github: &Issuer, dying: &AtomicBool) -> Vec<Told> {
+    let (client, mut told) = (client(), Vec::new());
+    while !dying.load(Relaxed) {
+        let token = github.mint(&Token::for_audience(url)).expect("the key signs");
+        let form = [
+            ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+            ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt"),
+            ("subject_token", &token),
+            ("audience", "it"),
+        ];
+        let answer = async {
+            let answer = client.post(format!("{url}/token")).form(&form).send().await?;
+            answer.json::<Value>().await
+        };
+        // Answered or cut off: both are right.
+        told.push(answer.await.ok().map(|body| match body["lease_id"].as_str() {
+            Some(lease) => Ok(lease.to_owned()),
+            None => Err(body.to_string()),
+        }));
+    }
+    told
+}
+
 async fn crash<S: System>() {
     let mut world = World::<S>::start(S::TTL).await;
-    let (mut kills, mut cuts, mut unanswered, mut answered, mut seen) = (0, 0, 0, 0, 0);
-    while cuts < CUTS {
+    let (mut kills, mut cuts, mut cut, mut orphans) = (0, 0, 0, 0);
+    let mut answered = BTreeSet::new();
+    while cuts < CUTS || orphans == 0 {
         kills += 1;
-        assert!(kills <= KILLS, "the server was killed when it had nothing to do: {answered} leases, all answered");
+        assert!(kills <= KILLS, "no kill came between an object and its record: {cut} mints were cut in {cuts} kills");
         let World { system, server, github } = &mut world;
         let (url, before, dying) = (server.url.clone(), system.left().await, AtomicBool::new(false));
-        let client = client();
-        // One after another, so that some are in the making whenever the server is killed.
-        let job = async || {
-            let mut answered = 0;
-            while !dying.load(Relaxed) {
-                let token = github.mint(&Token::for_audience(url.as_str())).expect("the key signs");
-                let form = [
-                    ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
-                    ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt"),
-                    ("subject_token", &token),
-                    ("audience", "it"),
-                ];
-                // Answered or cut off: both are right.
-                let answer = client.post(format!("{url}/token")).form(&form).send().await;
-                answered += usize::from(answer.is_ok_and(|answer| answer.status().is_success()));
-            }
-            answered
-        };
         // Killed while some were asked for, some are being made, and some are made and not recorded.
         let kill = async {
             let deadline = Instant::now() + SOON;
@@ -294,14 +321,20 @@ async fn crash<S: System>() {
             }
             dying.store(true, Relaxed);
             server.restart().await;
-            system.left().await.len()
+            system.left().await
         };
-        let (answers, left) = tokio::join!(join_all((0..MINTS).map(|_| job())), kill);
-        answered += answers.iter().sum::<usize>();
-        seen += left;
-        let lost = world.server.leases().len() - answered;
-        cuts += usize::from(lost > unanswered);
-        unanswered = lost;
+        let (told, left) = tokio::join!(join_all((0..MINTS).map(|_| job(&url, github, &dying))), kill);
+        for told in told.into_iter().flatten().flatten() {
+            answered.insert(told.expect("there is a place for everybody"));
+        }
+        // What nobody was told of: no lease of it was ever answered, whatever became of its mint.
+        let leases = world.server.leases();
+        let unheard = leases.iter().filter(|lease| !answered.contains(lease["id"].as_str().expect("an id")));
+        let unheard: Vec<_> = unheard.map(|lease| lease["remote_name"].as_str().expect("a name")).collect();
+        let fresh = left.iter().filter(|name| !before.contains(name));
+        orphans += fresh.filter(|name| unheard.iter().any(|unheard| S::named(unheard) == **name)).count();
+        cuts += usize::from(unheard.len() > cut);
+        cut = unheard.len();
     }
     if S::TTL == "10s" {
         let settled = async || world.server.lease_states().iter().all(|state| state.starts_with("ended"));
@@ -315,7 +348,9 @@ async fn crash<S: System>() {
         assert!(world.server.lease_states().iter().all(over));
     }
     assert_eq!(world.system.left().await, [""; 0], "an object without a live lease");
-    println!("{kills} kills: {answered} leases answered, {unanswered} not, {seen} objects seen right after");
-    assert!(seen > 0, "nothing was made");
+    println!(
+        "{kills} kills: {} leases answered, {cut} cut, {orphans} of those with an object right after",
+        answered.len()
+    );
     world.server.verify_audit().await;
 }

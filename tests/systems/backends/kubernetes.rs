@@ -11,6 +11,10 @@ use serde_json::{Value, json};
 pub(super) struct Cluster(Kubernetes);
 
 impl Cluster {
+    pub(super) fn secrets(&self) -> Vec<Value> {
+        self.0.secrets()
+    }
+
     async fn pods(&self, credential: &Value, namespace: &str) -> Result<(), String> {
         let url = format!("{}/api/v1/namespaces/{namespace}/pods", self.0.url);
         let token = credential["token"].as_str().expect("a token");
@@ -44,6 +48,10 @@ impl System for Cluster {
 
     async fn overstepped(&self, credential: &Value) -> Vec<Try> {
         vec![("another namespace", "403 Forbidden", self.pods(credential, "kube-system").await)]
+    }
+
+    fn named(remote_name: &str) -> String {
+        remote_name.replace('_', "-")
     }
 
     async fn left(&self) -> Vec<String> {

@@ -1,8 +1,10 @@
 //! MariaDB over TLS and `mariadb`, with a user for jobpass that may do no more than its page says.
 
 use super::{System, Try};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jobpass_tests::{mariadb::Mariadb, program::Program, server::Setup};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 pub(super) struct Shop(Mariadb);
 
@@ -40,7 +42,7 @@ impl System for Shop {
         let password = setup.secret("mariadb-password", "jobpasspw");
         json!({ "mysql": {
             "host": "127.0.0.1", "port": self.0.port, "user": "jobpass", "password": password, "job_hosts": "127.0.0.%",
-            "settle": "1s", "tls": true, "ca_file": self.0.ca_file(),
+            "settle": "1s", "deadline": "10s", "max_connections": 100, "tls": true, "ca_file": self.0.ca_file(),
         } })
     }
 
@@ -97,6 +99,12 @@ impl System for Shop {
         let held = Program::start(self.0.client(user, password, database, "SELECT SLEEP(600)"));
         let sessions = format!("SELECT user FROM information_schema.processlist WHERE user = '{user}'");
         Some(held.ready(async || self.0.admin(&sessions).await.contains(user)).await)
+    }
+
+    /// A user's name has 32 characters at most.
+    fn named(remote_name: &str) -> String {
+        let id: Uuid = remote_name["jobpass_".len()..].parse().expect("a lease's id");
+        format!("jobpass_{}", URL_SAFE_NO_PAD.encode(id.as_bytes()))
     }
 
     async fn left(&self) -> Vec<String> {

@@ -70,7 +70,7 @@ impl System for Role {
     fn backend(&self, setup: &Setup) -> Value {
         json!({ "postgres": {
             "host": "127.0.0.1", "port": self.0.port, "database": "postgres", "user": "jobpass", "statements": true,
-            "password": setup.secret("postgres-password", "jobpasspw"), "settle": "1s", "roles": ["app"],
+            "password": setup.secret("postgres-password", "jobpasspw"), "settle": "1s", "deadline": "10s", "max_connections": 100, "roles": ["app"],
             "sslmode": "verify-full", "ca_file": self.0.ca_file(),
         } })
     }
