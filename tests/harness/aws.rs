@@ -41,6 +41,8 @@ struct Inner {
     /// By name.
     policies: BTreeMap<String, Value>,
     failures: u32,
+    /// What the token of the last session said.
+    claims: Value,
 }
 
 struct Shared {
@@ -75,6 +77,12 @@ impl Aws {
     /// Has IAM fail so many times.
     pub fn fail(&self, times: u32) {
         self.shared.inner().failures = times;
+    }
+
+    /// What the token said by which the last session was made.
+    #[must_use]
+    pub fn claims(&self) -> Value {
+        self.shared.inner().claims.clone()
     }
 
     /// The names of the role's inline policies.
@@ -195,6 +203,7 @@ async fn handle(State(aws): State<Arc<Shared>>, method: Method, uri: Uri, header
     let token = format!("session-token-{}", uuid::Uuid::new_v4().simple());
     let expires = now + field("DurationSeconds").parse::<i64>().unwrap_or(3600);
     let policy = accepted.parameters.get("Policy").and_then(|policy| serde_json::from_str(policy).ok());
+    inner.claims = accepted.claims.clone().into();
     inner.sessions.insert(token.clone(), Session { name: field("RoleSessionName"), policy, expires });
     let expiration = jiff::Timestamp::from_second(expires).expect("the clock is within reason");
     let credentials = format!(

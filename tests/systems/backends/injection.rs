@@ -3,6 +3,11 @@
 
 use super::{System, kubernetes, mysql, oci_registry, postgres, rabbitmq, redis, ssh, x509};
 use crate::world::issuer;
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    routing::{delete, post},
+};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jobpass_exchanger::demo::{Ci, issuer::Token, ledger::Ledger};
 use jobpass_tests::{
@@ -13,12 +18,14 @@ use jobpass_tests::{
     github_api::GitHubApi,
     gitlab_api::{ADMIN_TOKEN, GitLabApi},
     google::{Google, PROVIDER},
-    http::now,
+    http::{client, now},
+    https,
     openbao::OpenBao,
     ports,
     server::Setup,
 };
 use serde_json::{Value, json};
+use std::sync::{Arc, Mutex};
 
 const SEALING: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 /// The claim that everybody here may choose.
@@ -103,11 +110,38 @@ fn fields() -> Vec<(&'static str, &'static str, Value, &'static str)> {
         ("entra", "sub", entra(C), "AADSTS"),
         ("exchange", "sub", json!({ "scopes": ["read"], "sub": C }), ""),
         ("exchange", "scopes", json!({ "scopes": [format!("repo:{C}")] }), "invalid_scope"),
+        ("client", "scopes", json!({ "scopes": [format!("repo:{C}")] }), "invalid_scope"),
+        ("api", "parameters", json!({ "parameters": { "decides": C, "place": "x" } }), ""),
+        ("api", "parameters", json!({ "parameters": { "decides": "x", "place": C } }), ""),
         ("gitlab", "project", gitlab("project"), "404"),
         ("gitlab", "group", gitlab("group"), "404"),
         ("github", "repositories", github("repositories"), "422"),
         ("github", "repository_ids", github("repository_ids"), "422"),
     ]
+}
+
+/// An API that makes keys, and what it was asked last: the place in the path, and the body.
+#[derive(Clone, Default)]
+struct Api(Arc<Mutex<(String, Value)>>);
+
+impl Api {
+    async fn start(&self) -> String {
+        let (url, serve) = https::plain().await;
+        let make = async |State(Self(last)): State<Self>, Path(place): Path<String>, Json(body): Json<Value>| {
+            *last.lock().expect("no test dies in here") = (place, body);
+            Json(json!({ "key": "key-0123456789" }))
+        };
+        let router = Router::new().route("/places/{place}/keys", post(make)).route("/keys/{name}", delete(async || ()));
+        tokio::spawn(serve(router.with_state(self.clone())));
+        url
+    }
+
+    /// Where it stood in the last request: in the field that is not `x`.
+    fn said(&self) -> String {
+        let (place, body) = self.0.lock().expect("no test dies in here").clone();
+        let decides = body["decides"].as_str().expect("a text").to_owned();
+        if decides == "x" { place } else { decides }
+    }
 }
 
 /// What a token that we signed says.
@@ -128,6 +162,7 @@ async fn hostile_claims_are_carried_or_refused() {
     let (google, entra, other) =
         (Google::start(now).await, Entra::start(now).await, AuthorizationServer::start(now).await);
     let (gitlab, app, aws) = (GitLabApi::start(now).await, GitHubApi::start(now, None).await, Aws::start(now).await);
+    let api = Api::default();
     let setup = Setup::new().issuer("github", github.url(), &["1001"]).unlimited().sealing(SEALING);
     let ledger_keys = crate::crash::ledger_backend(&ledger, &setup.secret("ledger", ledger.admin_token().expose()));
     let app_key = setup.secret("app", &app.install("Iv1.a", 1_000_000));
@@ -159,6 +194,23 @@ async fn hostile_claims_are_carried_or_refused() {
             "exchange",
             json!({ "token_exchange": {
             "token_url": format!("{}/token", other.url), "audience": other.url, "token_lifetime": "10m", "insecure_http": true,
+        } }),
+        ),
+        (
+            "client",
+            json!({ "oauth2_client_credentials": {
+            "token_url": format!("{}/token", other.url), "client": { "id": "with-key" }, "token_lifetime": "10m", "insecure_http": true,
+        } }),
+        ),
+        (
+            "api",
+            json!({ "http": {
+            "base_url": api.start().await, "insecure_http": true, "parameters": { "decides": {}, "place": {} },
+            "create": {
+                "path": "/places/{{ parameters.place }}/keys", "secret": "/key",
+                "body": { "name": "{{ lease.name }}", "decides": "{{ parameters.decides }}" },
+            },
+            "delete": { "path": "/keys/{{ lease.name }}" },
         } }),
         ),
         ("gitlab", json!({ "gitlab": { "url": gitlab.url, "token": gitlab_token, "insecure_http": true } })),
@@ -198,7 +250,7 @@ async fn hostile_claims_are_carried_or_refused() {
     other.trust(&server.url);
     aws.trust("*");
 
-    let (mut wrong, mut unknown, mut carried) = (Vec::new(), Vec::new(), 0);
+    let (mut wrong, mut unknown, mut carried, mut compared) = (Vec::new(), Vec::new(), 0, 0);
     for (number, (backend, field, _, absent)) in fields().into_iter().enumerate() {
         for value in hostile() {
             let token = Token::for_audience(server.url.as_str()).claim("repository_id", value.as_str());
@@ -208,23 +260,46 @@ async fn hostile_claims_are_carried_or_refused() {
             match answer.status {
                 200 => {
                     carried += 1;
+                    let lease = answer.body["lease_id"].as_str().expect("an id");
+                    let unprefixed =
+                        |sub: &Value| sub.as_str().map(|sub| sub.replacen(&format!("grant:f{number}:"), "", 1));
+                    let text = |value: &Value| Some(value.as_str().unwrap_or_default().to_owned());
+                    // What reached the other side, wherever it tells.
                     let found = match (backend, field) {
-                        ("ledger", "parameters") => ledger.keys().last().map(|key| key.note.clone()),
-                        ("oidc", "claims") => {
-                            Some(payload(&answer.body)["said"].as_str().unwrap_or_default().to_owned())
+                        ("api", _) => Some(api.said()),
+                        ("exchange", "sub") => {
+                            let token = answer.body["access_token"].as_str().expect("a token");
+                            let read = client().get(format!("{}/read", other.url)).bearer_auth(token).send().await;
+                            unprefixed(&read.expect("it answers").json::<Value>().await.expect("JSON")["subject"])
                         }
-                        ("oidc", "sub") => payload(&answer.body)["sub"]
-                            .as_str()
-                            .map(|sub| sub.replacen(&format!("grant:f{number}:"), "", 1)),
+                        ("kubernetes", "annotations") => {
+                            let of = |secret: &&Value| secret["metadata"]["annotations"]["jobpass/lease"] == lease;
+                            let secret = cluster.secrets().into_iter().find(|secret| of(&secret)).expect("its Secret");
+                            text(&secret["metadata"]["annotations"]["jobpass/run"])
+                        }
+                        ("aws", "sub") => unprefixed(&aws.claims()["sub"]),
+                        ("aws", "source_identity") => text(&aws.claims()["https://aws.amazon.com/source_identity"]),
+                        ("aws", "session_tags") => {
+                            text(&aws.claims()["https://aws.amazon.com/tags"]["principal_tags"]["said"][0])
+                        }
+                        ("ledger", "parameters") => ledger.keys().last().map(|key| key.note.clone()),
+                        ("oidc", "claims") => text(&payload(&answer.body)["said"]),
+                        ("oidc", "sub") => unprefixed(&payload(&answer.body)["sub"]),
                         _ => None,
                     };
+                    compared += usize::from(found.is_some());
                     assert!(
                         found.as_ref().is_none_or(|found| *found == value),
                         "{backend} {field}: {value:?} became {found:?}"
                     );
                 }
                 400 if said.starts_with(&format!("credential.{field}")) || said.starts_with("subject_token") => {}
+                400 if backend == "api" && said.starts_with("create.path: a segment") => {}
                 502 if !absent.is_empty() => {
+                    compared += usize::from(field == "scopes");
+                    if field == "scopes" && other.refused().last() != Some(&format!("invalid_scope: repo:{value}")) {
+                        wrong.push(format!("{backend} {field} {value:?}: {:?} arrived", other.refused().last()));
+                    }
                     let decision = answer.body["decision_id"].as_str().expect("an id").to_owned();
                     unknown.push((backend, field, value, absent, decision));
                 }
@@ -242,7 +317,7 @@ async fn hostile_claims_are_carried_or_refused() {
         }
     }
     assert!(wrong.is_empty(), "{}\n{}", wrong.len(), wrong.join("\n"));
-    assert!(carried > 500, "{carried}");
+    assert!(carried > 500 && compared > 300, "{carried}, {compared} of which were compared");
 
     // Nothing of all that stays, and nothing was broken.
     server.revoke_all().await;
@@ -254,5 +329,5 @@ async fn hostile_claims_are_carried_or_refused() {
         assert!(tokio::time::Instant::now() < deadline, "{:?}", systems().await);
         tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     }
-    println!("{carried} carried");
+    println!("{carried} carried, {compared} compared with what arrived");
 }
