@@ -206,7 +206,7 @@ impl Server {
     #[must_use]
     pub fn leases(&self) -> Vec<Value> {
         let mut command = Command::new(program::built("jobpass-exchanger"));
-        command.args(["leases", "list", "--ended", "--json", "--state-dir"]).arg(self.state());
+        command.args(["leases", "list", "--ended", "--limit", "100000", "--json", "--state-dir"]).arg(self.state());
         let output = command.output().expect("the admin's command runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         serde_json::from_slice(&output.stdout).expect("the admin's command prints JSON")
