@@ -17,6 +17,7 @@ use jobpass_tests::{
 use serde_json::{Value, json};
 use std::{
     fs,
+    os::unix::fs::symlink,
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -82,9 +83,10 @@ impl Erp {
         Self { url, directory, calls, task }
     }
 
-    /// The backend's block, with more of it.
+    /// The backend's block, with more of it. By a name of its own each hands out the one key that the ERP takes.
     fn backend(&self, name: &str, grant: &str, more: &Value) -> String {
-        let key = self.directory.path().join("key");
+        let key = self.directory.path().join(name);
+        symlink("key", &key).unwrap();
         let mut fixed = json!({
             "grant": grant, "owner": "erp@acme.example", "rotate_every": "90d", "rotated_at": "2026-10-01",
             "source": { "secret": format!("file:{}", key.display()) },
