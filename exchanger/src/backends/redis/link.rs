@@ -97,7 +97,8 @@ impl Link {
 
     async fn connection(&self) -> Result<MultiplexedConnection, String> {
         let mut open = self.open.lock().await;
-        let deadline = self.server.deadline;
+        // Half of the time is the command's: that it was not sent is certain then.
+        let deadline = self.server.deadline / 2;
         if let Some(connection) = &mut *open {
             let ping = ::redis::cmd("PING");
             let alive = tokio::time::timeout(deadline, ping.query_async::<()>(connection)).await;
