@@ -29,6 +29,7 @@ pub mod redis;
 pub mod registry;
 pub mod relying_party;
 pub mod repository;
+pub mod secrets;
 pub mod server;
 pub mod sshd;
 pub mod sts;

@@ -4,6 +4,7 @@ use crate::{
     http::client,
     ports,
     program::{self, Finished, Program},
+    secrets::Secrets,
 };
 use serde_json::{Value, json};
 use std::{
@@ -12,7 +13,6 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::Command,
-    sync::Mutex,
 };
 use tempfile::TempDir;
 
@@ -135,7 +135,7 @@ impl Setup {
         let Self { directory, url, config, environment, disk } = self;
         let file = directory.path().join("jobpass-exchanger.yaml");
         fs::write(&file, config.to_string()).expect("the directory is ours");
-        let mut server = Server { url, directory, environment, disk, program: None, secrets: Mutex::default() };
+        let mut server = Server { url, directory, environment, disk, program: None, secrets: Secrets::default() };
         server.restart().await;
         server
     }
@@ -149,7 +149,7 @@ pub struct Server {
     environment: Vec<(&'static str, &'static str)>,
     disk: Option<usize>,
     program: Option<Program>,
-    secrets: Mutex<Vec<String>>,
+    secrets: Secrets,
 }
 
 /// The server's answer to a form.
@@ -197,9 +197,9 @@ impl Server {
         Answer { status, body: answer.json().await.expect("the server answers in JSON") }
     }
 
-    /// Says that a text must not appear in the server's log or audit.
+    /// Says that a text, and a token's payload and signature, must not appear in the server's log or audit.
     pub fn keep_quiet(&self, secret: &str) {
-        self.secrets.lock().expect("no test dies in here").push(secret.to_owned());
+        self.secrets.keep(secret);
     }
 
     /// All leases, the ended ones too, as an admin sees them.
@@ -293,10 +293,8 @@ impl Drop for Server {
             println!("the server's log:\n{log}");
             return;
         }
-        for secret in self.secrets.lock().expect("no test dies in here").iter() {
-            assert!(!log.contains(secret), "a secret is in the server's log:\n{log}");
-            assert!(!self.audit().contains(secret), "a secret is in the audit log");
-        }
+        self.secrets.assert_unsaid(&log, "the server's log");
+        self.secrets.assert_unsaid(&self.audit(), "the audit log");
         assert!(self.lease_states().iter().all(|state| state != "pending"), "a lease is left pending:\n{log}");
     }
 }

@@ -1,6 +1,7 @@
 //! A whole jobpass on loopback, with a clock that the test turns: the real server, an issuer that
 //! behaves like a CI's, and the ledger. Closing it asserts what must hold after every test.
 
+use crate::secrets::Secrets;
 use anyhow::Context as _;
 use jobpass_exchanger::{
     app::{self, App, Running},
@@ -88,7 +89,7 @@ pub struct World {
     pub client: reqwest::Client,
     server: Option<Running>,
     directory: TempDir,
-    secrets: Mutex<Vec<String>>,
+    secrets: Secrets,
     closed: bool,
 }
 
@@ -178,7 +179,8 @@ impl World {
         let url = format!("http://127.0.0.1:{port}");
         write(directory.path(), &setting, &url, &issuer, &ledger).expect("files");
         let client = super::http::client();
-        let secrets = Mutex::new(vec![ledger.admin_token().expose().to_owned()]);
+        let secrets = Secrets::default();
+        secrets.keep(ledger.admin_token().expose());
         let mut world = Self { issuer, ledger, clock, url, client, server: None, directory, secrets, closed: false };
         world.start_server().await.expect("the server starts");
         world
@@ -240,9 +242,9 @@ impl World {
         token
     }
 
-    /// From now on no log may hold this text.
+    /// From now on no log may hold this text, nor a token's payload or signature.
     pub fn keep_secret(&self, text: &str) {
-        self.secrets.lock().expect("not poisoned").push(text.to_owned());
+        self.secrets.keep(text);
     }
 
     /// Asks for a grant.
@@ -364,10 +366,8 @@ impl World {
         }
         let logs = String::from_utf8_lossy(&logs().lock().expect("not poisoned")).into_owned();
         let audit = fs::read_to_string(audit).unwrap_or_default();
-        for secret in self.secrets.lock().expect("not poisoned").iter() {
-            assert!(!logs.contains(secret.as_str()), "a secret is in a log");
-            assert!(!audit.contains(secret.as_str()), "a secret is in the audit log");
-        }
+        self.secrets.assert_unsaid(&logs, "a log");
+        self.secrets.assert_unsaid(&audit, "the audit log");
         self.closed = true;
     }
 }
