@@ -1,11 +1,19 @@
-//! Every example is whole: its config and grants load without a word, and its grants' own tests pass.
+//! Every example is whole: its config and grants load without a word, its grants' own tests pass, and what it has
+//! jobs, readers and service managers do is known to the programs that do it.
+
+mod deployment;
+mod documents;
+mod shell;
+mod workflows;
 
 use jobpass_exchanger::{
     app,
     config::{Config, Env},
 };
 use jobpass_tests::program::root;
+use serde_json::Value;
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
@@ -17,6 +25,22 @@ fn examples() -> Vec<PathBuf> {
         entries.map(|entry| entry.expect("readable").path()).filter(|p| p.is_dir()).collect();
     examples.sort();
     examples
+}
+
+fn yaml(path: &Path) -> Value {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The example's grants by name.
+fn grants(example: &Path) -> BTreeMap<String, Value> {
+    let entries =
+        fs::read_dir(example.join("grants")).expect("grants").map(|entry| yaml(&entry.expect("readable").path()));
+    entries.filter_map(|grant| Some((grant["grant"].as_str()?.to_owned(), grant))).collect()
+}
+
+fn public_url(example: &Path) -> String {
+    yaml(&example.join("jobpass-exchanger.yaml"))["public_url"].as_str().expect("a URL").to_owned()
 }
 
 /// The example's config, with a certificate where it names one, in a directory of the test's own.
