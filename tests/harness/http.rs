@@ -1,17 +1,23 @@
 //! The tests' own HTTP client.
 
-use reqwest::{Client, redirect::Policy};
+use reqwest::{Client, ClientBuilder, redirect::Policy};
 use std::time::{Duration, SystemTime};
 
 /// A client that follows no redirect, knows no proxy and never waits long.
+#[must_use]
+pub fn client() -> Client {
+    client_with(|builder| builder)
+}
+
+/// The same with settings of the test's own.
 #[expect(
     clippy::disallowed_methods,
     reason = "the tests are the outside world: the server's outbound rules bind the server"
 )]
 #[must_use]
-pub fn client() -> Client {
-    let client = Client::builder().redirect(Policy::none()).no_proxy().timeout(Duration::from_secs(30)).build();
-    client.expect("a client without TLS settings of its own can be built")
+pub fn client_with(change: impl FnOnce(ClientBuilder) -> ClientBuilder) -> Client {
+    let builder = Client::builder().redirect(Policy::none()).no_proxy().timeout(Duration::from_secs(30));
+    change(builder).build().expect("the settings are good")
 }
 
 /// The real time, in seconds since the epoch.

@@ -6,10 +6,12 @@ use crate::{
     program::{self, Finished, Program},
     secrets::Secrets,
 };
+use reqwest::Client;
 use serde_json::{Value, json};
 use std::{
     fs,
     io::Write as _,
+    net::SocketAddr,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::Command,
@@ -27,6 +29,7 @@ pub struct Setup {
     directory: TempDir,
     url: String,
     config: Value,
+    client: Option<Client>,
     environment: Vec<(&'static str, &'static str)>,
     disk: Option<usize>,
 }
@@ -45,7 +48,7 @@ impl Setup {
             "issuers": {}, "backends": {}, "policies": [directory.path().join("grants")],
             "audit": { "file": directory.path().join("audit.jsonl") },
         });
-        Self { directory, url, config, environment: Vec::new(), disk: None }
+        Self { directory, url, config, client: None, environment: Vec::new(), disk: None }
     }
 
     /// The server's public URL: the audience that its jobs' tokens are for, and the issuer of its own.
@@ -59,6 +62,28 @@ impl Setup {
     pub fn issuer(mut self, name: &str, url: &str, tenants: &[&str]) -> Self {
         self.config["issuers"][name] = json!({ "url": url, "tenants": tenants, "insecure_http": true });
         self
+    }
+
+    /// Sets something of the config that has no function here, such as `issuers.github`.
+    #[must_use]
+    pub fn set(mut self, place: &str, value: Value) -> Self {
+        let place = place.split('.').fold(&mut self.config, |at, key| &mut at[key]);
+        *place = value;
+        self
+    }
+
+    /// Where it listens, which is not its public URL where something stands in front of it.
+    #[must_use]
+    pub fn listens(&self) -> SocketAddr {
+        self.config["listen"].as_str().and_then(|text| text.parse().ok()).expect("an address")
+    }
+
+    /// Gives it another public URL, and the client that reaches it there.
+    #[must_use]
+    pub fn reached_at(mut self, url: &str, client: Client) -> Self {
+        url.clone_into(&mut self.url);
+        self.client = Some(client);
+        self.set("public_url", json!(url))
     }
 
     /// Adds a backend.
@@ -132,10 +157,11 @@ impl Setup {
 
     /// Starts the server and waits until it serves.
     pub async fn start(self) -> Server {
-        let Self { directory, url, config, environment, disk } = self;
+        let Self { directory, url, config, client, environment, disk } = self;
         let file = directory.path().join("jobpass-exchanger.yaml");
         fs::write(&file, config.to_string()).expect("the directory is ours");
-        let mut server = Server { url, directory, environment, disk, program: None, secrets: Secrets::default() };
+        let mut server =
+            Server { url, client, directory, environment, disk, program: None, secrets: Secrets::default() };
         server.restart().await;
         server
     }
@@ -145,6 +171,7 @@ impl Setup {
 pub struct Server {
     /// Its public URL.
     pub url: String,
+    client: Option<Client>,
     directory: TempDir,
     environment: Vec<(&'static str, &'static str)>,
     disk: Option<usize>,
@@ -173,7 +200,7 @@ impl Server {
         command.args(["serve", "--config"]).arg(self.path("jobpass-exchanger.yaml"));
         command.envs(self.environment.iter().copied());
         let keys = format!("{}/.well-known/jwks.json", self.url);
-        let serves = async || client().get(&keys).send().await.is_ok_and(|answer| answer.status().is_success());
+        let serves = async || self.client().get(&keys).send().await.is_ok_and(|answer| answer.status().is_success());
         self.program = Some(Program::start(command).ready(serves).await);
     }
 
@@ -192,7 +219,8 @@ impl Server {
 
     /// Posts a form.
     pub async fn post(&self, path: &str, form: &[(&str, &str)]) -> Answer {
-        let answer = client().post(format!("{}{path}", self.url)).form(form).send().await.expect("the server answers");
+        let answer =
+            self.client().post(format!("{}{path}", self.url)).form(form).send().await.expect("the server answers");
         let status = answer.status().as_u16();
         Answer { status, body: answer.json().await.expect("the server answers in JSON") }
     }
@@ -268,6 +296,10 @@ impl Server {
             }
             _ => state,
         }
+    }
+
+    fn client(&self) -> Client {
+        self.client.clone().unwrap_or_else(client)
     }
 
     fn path(&self, name: impl AsRef<Path>) -> PathBuf {

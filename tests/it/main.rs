@@ -1,6 +1,7 @@
 //! Tests that need no other program: `cargo test`.
 
 mod admin;
+mod authority;
 mod aws;
 mod azure;
 mod bad_input;
@@ -14,6 +15,7 @@ mod gcp;
 mod github_app;
 mod gitlab;
 mod invariants;
+mod job;
 mod kubernetes;
 mod limits;
 mod misbehaving;
@@ -22,4 +24,5 @@ mod policies;
 mod renewal;
 mod sealing;
 mod structure;
+mod tls;
 mod vault;
