@@ -21,6 +21,7 @@ mod limits;
 mod misbehaving;
 mod oauth2;
 mod policies;
+mod private_issuer;
 mod renewal;
 mod sealing;
 mod structure;
