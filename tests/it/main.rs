@@ -26,4 +26,5 @@ mod renewal;
 mod sealing;
 mod structure;
 mod tls;
+mod unwritable;
 mod vault;
