@@ -22,6 +22,7 @@ mod misbehaving;
 mod oauth2;
 mod policies;
 mod private_issuer;
+mod proxy;
 mod renewal;
 mod sealing;
 mod structure;
