@@ -18,6 +18,7 @@ mod invariants;
 mod job;
 mod kubernetes;
 mod limits;
+mod lost_answer;
 mod misbehaving;
 mod oauth2;
 mod policies;
