@@ -6,12 +6,14 @@
 use crate::{backends::Backends, telemetry::Metrics};
 use arc_swap::{ArcSwap, Guard};
 use jobpass_policy::{Compiled, Diagnostic, Issuer, PolicySet, Severity, Source, compile, lint};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
     fs,
     io::{self, Read as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -324,8 +326,14 @@ fn is_guard(path: impl AsRef<Path>) -> bool {
 
 /// Reads those of some policy files that bind grants.
 fn read_guards(files: &[PathBuf]) -> io::Result<Vec<Kept>> {
-    let guards = files.iter().filter(|path| is_guard(path));
-    guards.map(|path| Ok(Kept { path: path.display().to_string(), text: read_bounded(&real(path)?)? })).collect()
+    let mut guards = Vec::new();
+    for path in files.iter().filter(|path| is_guard(path)) {
+        let real = real(path)?;
+        if fs::metadata(&real)?.is_file() {
+            guards.push(Kept { path: path.display().to_string(), text: read_bounded(&real)? });
+        }
+    }
+    Ok(guards)
 }
 
 /// The errors in a directory's own files. Those of a directory within it are that one's.
@@ -359,7 +367,12 @@ fn read_directory(directory: &Path) -> io::Result<Vec<Kept>> {
 /// Reads no more than is allowed, whatever size the file says it has.
 fn read_bounded(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    let read = fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+    // Nobody may ever write to a pipe of that name.
+    let file = fs::OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let read = file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
     if read as u64 > MAX_FILE_BYTES {
         return Err(io::Error::other(format!("it is larger than {MAX_FILE_BYTES} bytes")));
     }

@@ -5,6 +5,7 @@ use crate::{
     app,
     config::{Config, Env},
 };
+use rustix::fs::{FileType, Mode};
 
 const CONFIG: &str = "public_url: https://jobpass.acme.example
 listen: 127.0.0.1:0
@@ -175,6 +176,13 @@ fn what_was_removed_stays_removed() {
     world.write("a/x.yaml", &grant("x", "5m"));
     assert_eq!(world.grants(), ["b: y 600"]);
     assert_eq!(World::load(&world.root).0.current().grants().count(), 1, "after a restart too");
+    // A pipe holds up nothing.
+    rustix::fs::mknodat(rustix::fs::CWD, world.root.path().join("b/guards.yaml"), FileType::Fifo, Mode::RUSR, 0)
+        .expect("made");
+    world.write("b/z.yaml", "grant: \u{0}");
+    std::os::unix::fs::symlink("/nowhere", world.root.path().join("b/odd.yaml")).expect("linked");
+    world.write("b/w.yaml", &grant("w", "5m"));
+    assert_eq!(world.grants(), ["b: y 600"]);
     // With its directory, every grant is removed.
     fs::rename(world.root.path().join("b"), world.root.path().join("elsewhere")).expect("moved");
     world.policies.reload();
