@@ -32,6 +32,8 @@ fn specs() {
         ("commands: [\"acl|setuser\"]", "reach beyond data"),
         ("commands: [config]", "reach beyond data"),
         ("commands: [scan]", "reach beyond data"),
+        ("commands: [keys]", "reach beyond data"),
+        ("commands: [info]", "reach beyond data"),
         ("commands: [\"client|tracking\"]", "reach beyond data"),
         ("keys: [\"a*b\"]\ncommands: [get]", "'*' is not allowed"),
         ("keys: [\"a?\"]\ncommands: [get]", "'?' is not allowed"),
