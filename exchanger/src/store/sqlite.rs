@@ -461,6 +461,11 @@ impl Fault {
     fn is_full(&self) -> bool {
         matches!(self, Self::Sqlite(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull))
     }
+
+    /// Whether somebody else held the lock, and nothing was done.
+    fn is_busy(&self) -> bool {
+        matches!(self, Self::Sqlite(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy))
+    }
 }
 
 impl From<rusqlite::Error> for Fault {

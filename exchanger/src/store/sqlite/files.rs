@@ -88,9 +88,9 @@ impl Files {
             return Some(&self.lock);
         }
         let Database { path, left, steps } = &*self.database;
-        let left = *lock(left);
-        // What the checkpointer is at changes.
+        // What the checkpointer is at changes. First, because it notes what it left before its step is over.
         let changes = steps.load(Ordering::Acquire) > 0;
+        let left = *lock(left);
         if left.is_some_and(|left| if changes { is_another(path, left) } else { Stamp::of(path) != Some(left) }) {
             return Some(path);
         }

@@ -213,6 +213,21 @@ async fn a_file_that_is_written_over_takes_nothing() {
 }
 
 #[tokio::test]
+async fn what_somebody_writes_while_a_verb_waits_is_not_taken_for_ours() {
+    let file = File::new(0);
+    let world = World::new(Box::new(file.clone()));
+    freeze(&world).await.expect("frozen");
+    let other = rusqlite::Connection::open(file.directory.path().join("jobpass.db")).expect("opens");
+    other.execute_batch("BEGIN IMMEDIATE; DELETE FROM freezes").expect("it has the lock");
+    let mut waits =
+        world.store.freeze(FreezeTarget::All, Some("again".to_owned()), Entry::new(world.now(), Event::Freeze));
+    assert!(futures_util::poll!(&mut waits).is_pending());
+    // However far the verb has come.
+    other.execute_batch("COMMIT").expect("written");
+    assert!(waits.await.is_err() && freeze(&world).await.is_err());
+}
+
+#[tokio::test]
 async fn a_backup_disturbs_nothing_and_can_be_put_back() {
     let file = File::new(0);
     let mut world = World::new(Box::new(file.clone()));

@@ -280,13 +280,8 @@ impl Thread {
 
     fn commit(&mut self, mut batch: Vec<Box<dyn Job>>) {
         if !batch.is_empty()
-            && let Some(path) = self.files.changed()
+            && let Some(failure) = self.meddled_with()
         {
-            // What is written now would be gone with this process; another file knows of other freezes and tokens.
-            let failure = StoreError::Unavailable(format!(
-                "{} was removed, replaced or changed while the server uses it: stop the server, and put the right file back",
-                path.display()
-            ));
             self.failed(&failure);
             return batch.into_iter().for_each(|job| job.finish(Some(failure.clone())));
         }
@@ -321,6 +316,12 @@ impl Thread {
         let Some(conn) = &self.conn else { return Err(Fault::Store(closed())) };
         let before = conn.total_changes();
         conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        // Whoever held the lock may have used it.
+        if let Some(failure) = self.meddled_with() {
+            conn.execute_batch("ROLLBACK")?;
+            self.failed(&failure);
+            return Ok(vec![Some(failure); batch.len()]);
+        }
         let mut tx = Transaction { conn, now: self.clock.now(), freezes: None, head: self.head, lines: Vec::new() };
         let mut failures = Vec::with_capacity(batch.len());
         for job in batch {
@@ -351,7 +352,7 @@ impl Thread {
 
     /// After a failed batch: back to what is on disk.
     fn fail(&mut self, fault: Fault) -> StoreError {
-        let full = fault.is_full();
+        let (full, waited) = (fault.is_full(), fault.is_busy());
         let failure = StoreError::from(fault);
         if let Some(conn) = self.conn.take() {
             let rolled_back = conn.is_autocommit() || conn.execute_batch("ROLLBACK").is_ok();
@@ -360,9 +361,19 @@ impl Thread {
                 self.conn = Some(conn);
             }
         }
-        self.files.wrote();
+        if !waited {
+            self.files.wrote();
+        }
         self.failed(&failure);
         failure
+    }
+
+    /// What is written now would be gone with this process; another file knows of other freezes and tokens.
+    fn meddled_with(&self) -> Option<StoreError> {
+        let path = self.files.changed()?.display();
+        Some(StoreError::Unavailable(format!(
+            "{path} was removed, replaced or changed while the server uses it: stop the server, and put the right file back"
+        )))
     }
 
     fn failed(&self, why: &StoreError) {
@@ -379,7 +390,6 @@ impl Thread {
             Ok(())
         }))?;
         self.conn = Some(conn);
-        self.files.wrote();
         Ok(())
     }
 
