@@ -6,6 +6,7 @@ use crate::clock::Timestamp;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, KeyPair as _, UnparsedPublicKey};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jobpass_protocol::{LeaseId, Secret};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A token of this backend that was brought back.
 pub struct Brought(Payload);
@@ -59,14 +60,20 @@ impl OciRegistry {
         scopes: impl Iterator<Item = &'a str>,
         now: Timestamp,
     ) -> Result<Secret, String> {
-        let access = scopes.flat_map(|scope| scope.split(' ')).filter_map(|scope| {
-            let (name, wanted) = scope.strip_prefix("repository:")?.rsplit_once(':')?;
-            let wanted: Vec<&str> = wanted.split(',').collect();
-            let allowed = payload.access.iter().filter(|access| access.name == name).flat_map(|access| &access.actions);
-            let actions: Vec<Action> = allowed.filter(|action| wanted.contains(&action.as_str())).copied().collect();
-            (!actions.is_empty()).then(|| Access::to_repository(name.to_owned(), actions))
-        });
-        let access = access.collect();
+        let mut wanted = BTreeMap::<&str, BTreeSet<&str>>::new();
+        for scope in scopes.flat_map(|scope| scope.split(' ')) {
+            if let Some((name, actions)) = scope.strip_prefix("repository:").and_then(|rest| rest.rsplit_once(':')) {
+                wanted.entry(name).or_default().extend(actions.split(','));
+            }
+        }
+        let mut access = Vec::new();
+        for Access { name, actions, .. } in &payload.access {
+            let Some(wanted) = wanted.get(name.as_str()) else { continue };
+            let actions: Vec<_> = actions.iter().filter(|action| wanted.contains(action.as_str())).copied().collect();
+            if !actions.is_empty() {
+                access.push(Access::to_repository(name.clone(), actions));
+            }
+        }
         self.sign(&Payload { access, nbf: now.secs(), iat: now.secs(), ..payload })
     }
 }
