@@ -405,11 +405,17 @@ impl Describe for X509 {
     }
 }
 
+/// RSA's (RFC 8017 A.2.4) and ECDSA's (RFC 3279 §2.2.3): somebody else's signature could be made to fit.
+const SHA1_SIGNATURES: [&str; 2] = ["1.2.840.113549.1.1.5", "1.2.840.10045.4.1"];
+
 /// The key of a request whose signature is right: whoever asks has the private key. What else it asks for is not read.
 fn requested_key(pem: &str) -> Option<SubjectPublicKeyInfo> {
     let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
+    // RFC 7468 §7, and what older programs write.
+    ["CERTIFICATE REQUEST", "NEW CERTIFICATE REQUEST"].contains(&pem.label.as_str()).then_some(())?;
     let (rest, request) = X509CertificationRequest::from_der(&pem.contents).ok()?;
-    request.verify_signature().ok().filter(|()| rest.is_empty())?;
+    let by_sha1 = SHA1_SIGNATURES.contains(&request.signature_algorithm.algorithm.to_id_string().as_str());
+    request.verify_signature().ok().filter(|()| rest.is_empty() && !by_sha1)?;
     SubjectPublicKeyInfo::from_der(request.certification_request_info.subject_pki.raw).ok()
 }
 
