@@ -262,7 +262,7 @@ pub fn build_all(files: &BTreeMap<BackendName, Configured>, context: &BuildConte
         let backend = build(file.clone(), context, &presented);
         let backend = backend.map_err(|message| BuildError { name: name.clone(), message })?;
         if let BackendFile::Fixed(_) = file
-            && let Some(other) = secrets.insert(backend.describe().identity().to_owned(), name)
+            && let Some(other) = secrets.insert(Path::new(backend.describe().identity()).to_owned(), name)
         {
             let why = "is handed out by backend";
             let message =
