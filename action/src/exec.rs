@@ -76,7 +76,7 @@ impl SpawnError {
 /// Looks for a command as its start will, so that no credential is made for one that is not there.
 ///
 /// # Errors
-/// When it certainly cannot be started.
+/// When it is not there, or may not be executed.
 pub(crate) fn find(command: &OsStr, env: &Env) -> Result<(), SpawnError> {
     let paths: Vec<PathBuf> = match env.text("PATH") {
         _ if command.as_bytes().contains(&b'/') => vec![command.into()],

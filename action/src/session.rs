@@ -93,8 +93,12 @@ impl Session {
                 .map(|base| base.join(&own))
                 .collect();
         // What lies there may be cached, uploaded or read by the next job.
-        let workspaces: Vec<PathBuf> = WORKSPACES.iter().filter_map(|name| env.path(name)).collect();
-        candidates.sort_by_key(|path| workspaces.iter().any(|workspace| path.starts_with(workspace)));
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let workspaces: Vec<PathBuf> = WORKSPACES.iter().filter_map(|name| Some(real(&env.path(name)?))).collect();
+        candidates.sort_by_key(|path| {
+            let base = real(path.parent().unwrap_or(path));
+            workspaces.iter().any(|workspace| base.starts_with(workspace))
+        });
         let Some((directory, path)) = candidates.iter().find_map(|path| Some((private_directory(path)?, path))) else {
             let tried = candidates.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
             return Err(SessionError::NoDirectory(tried.join(", ")));
