@@ -1,7 +1,7 @@
 //! What a registry's clients ask its token server for (distribution, "Token Authentication Specification"): they
 //! bring the job's token as a password, and get of it what they need now.
 
-use super::{Access, Action, OciRegistry, Payload};
+use super::{Access, OciRegistry, Payload};
 use crate::clock::Timestamp;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, KeyPair as _, UnparsedPublicKey};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
