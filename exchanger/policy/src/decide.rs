@@ -51,7 +51,9 @@ impl Freezes {
     /// Nothing is frozen.
     pub const NONE: Self = Self { all: None, issuers: BTreeMap::new(), grants: BTreeMap::new() };
 
-    fn reason(&self, issuer: &IssuerName, grant: &GrantName) -> Option<&str> {
+    /// Why this grant is frozen for this issuer, if it is.
+    #[must_use]
+    pub fn reason(&self, issuer: &IssuerName, grant: &GrantName) -> Option<&str> {
         let by_name = || self.issuers.get(issuer).or_else(|| self.grants.get(grant));
         self.all.as_ref().or_else(by_name).map(String::as_str)
     }

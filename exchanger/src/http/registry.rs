@@ -67,10 +67,8 @@ pub(super) async fn token(State(app): State<Arc<App>>, uri: Uri, headers: Header
 
 /// Whether a lease was neither taken back nor frozen.
 fn is_good(app: &App, lease: &Lease) -> bool {
-    let (freezes, subject) = (app.freezes.load(), lease.subject());
-    let frozen = freezes.all.is_some()
-        || freezes.issuers.contains_key(&subject.issuer)
-        || freezes.grants.contains_key(&subject.grant);
+    let subject = lease.subject();
+    let frozen = app.freezes.load().reason(&subject.issuer, &subject.grant).is_some();
     matches!(lease.state(), LeaseState::Active { .. }) && !frozen
 }
 
