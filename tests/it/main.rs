@@ -21,6 +21,7 @@ mod limits;
 mod lost_answer;
 mod misbehaving;
 mod oauth2;
+mod oci_registry;
 mod policies;
 mod private_issuer;
 mod proxy;
