@@ -174,7 +174,7 @@ impl State {
 ///
 /// `expires` is the raw `exp` in epoch seconds; `hash` is SHA-256 over the length-prefixed issuer URL and
 /// `jti`, or over the signing input where the issuer has no `jti`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TokenKey {
     /// The token's `exp`, in epoch seconds.
     pub expires: i64,

@@ -9,6 +9,7 @@ mod packed;
 mod recent;
 mod rows;
 mod schema;
+mod tokens;
 mod verbs;
 mod writer;
 

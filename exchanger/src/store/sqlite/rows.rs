@@ -1,6 +1,6 @@
 //! Leases, spent handles and used tokens as rows.
 
-use super::{Fault, packed::Packed};
+use super::{Fault, packed::Packed, tokens::Tokens};
 use crate::{
     clock::Timestamp,
     leases::{Family, Lease, Placement, Revocability, State, Subject, TokenKey},
@@ -8,7 +8,7 @@ use crate::{
     store::{Hash, StoreError},
 };
 use jobpass_protocol::{BackendName, GrantName, IssuerName, LeaseId, RuleName};
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use rusqlite::{Connection, Row, params};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -210,13 +210,14 @@ pub(super) struct Used {
     pub(super) requests: Vec<Request>,
 }
 
-pub(super) fn find_used(conn: &Connection, token: &TokenKey) -> Result<Option<Used>, Fault> {
-    let sql = "SELECT session, closed, uses, requests FROM used WHERE expires = ?1 AND hash = ?2";
+/// Reads a row of used tokens.
+pub(super) fn read_used(conn: &Connection, row: i64) -> Result<Used, Fault> {
+    let sql = "SELECT session, closed, uses, requests FROM used WHERE seq = ?1";
     let read = |row: &Row<'_>| {
         let requests = row.get_ref(3)?.as_blob()?.chunks_exact(Request::BYTES).filter_map(read_request).collect();
         Ok(Used { session: row.get(0)?, closed: row.get(1)?, uses: row.get(2)?, requests })
     };
-    Ok(conn.prepare_cached(sql)?.query_row(params![token.expires, token.hash], read).optional()?)
+    Ok(conn.prepare_cached(sql)?.query_row([row], read)?)
 }
 
 fn read_request(bytes: &[u8]) -> Option<Request> {
@@ -227,7 +228,14 @@ fn read_request(bytes: &[u8]) -> Option<Request> {
     Some(Request { key: *key, lease: to_lease_id(*lease), first_at, retries: *rest.first()? })
 }
 
-pub(super) fn put_used(conn: &Connection, token: &TokenKey, kept_for: i64, used: &Used) -> Result<(), Fault> {
+/// Writes who holds a token, for the first time or anew.
+pub(super) fn put_used(
+    conn: &Connection,
+    tokens: &mut Tokens,
+    token: TokenKey,
+    kept_for: i64,
+    used: &Used,
+) -> Result<(), Fault> {
     let mut requests = Vec::with_capacity(used.requests.len() * Request::BYTES);
     for request in &used.requests {
         requests.extend_from_slice(&request.key);
@@ -235,23 +243,36 @@ pub(super) fn put_used(conn: &Connection, token: &TokenKey, kept_for: i64, used:
         requests.extend_from_slice(&request.first_at.millis().to_be_bytes());
         requests.push(request.retries);
     }
-    let params = params![token.expires, token.hash, kept_for, used.session, used.closed, used.uses, requests];
-    conn.prepare_cached("INSERT OR REPLACE INTO used VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?.execute(params)?;
+    let row = tokens.row(&token);
+    let params = params![row, token.expires, token.hash, kept_for, used.session, used.closed, used.uses, requests];
+    conn.prepare_cached("INSERT OR REPLACE INTO used VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(params)?;
+    if row.is_none() {
+        tokens.add(token, conn.last_insert_rowid());
+    }
     Ok(())
 }
 
+/// Forgets a token whose time is over; says whether it was.
+pub(super) fn forget_used(
+    conn: &Connection,
+    tokens: &mut Tokens,
+    (token, row): (TokenKey, i64),
+    now: i64,
+) -> Result<bool, Fault> {
+    let sql = "DELETE FROM used WHERE seq = ?1 AND expires + kept_for < ?2";
+    if conn.prepare_cached(sql)?.execute([row, now])? == 0 {
+        return Ok(false);
+    }
+    tokens.forget(&token);
+    Ok(true)
+}
+
 /// Notes that tokens which expired then, or earlier, may have been used and are not known any more.
-pub(super) fn forget_used(conn: &Connection, expires: i64) -> Result<(), Fault> {
+pub(super) fn put_forgotten(conn: &Connection, expires: i64) -> Result<(), Fault> {
     let sql =
         "INSERT INTO progress VALUES ('forgotten', ?1) ON CONFLICT DO UPDATE SET value = max(value, excluded.value)";
     conn.prepare_cached(sql)?.execute([expires])?;
     Ok(())
-}
-
-/// Whether a token may have been used, and be forgotten since: it is expired, unless the clock was set back.
-pub(super) fn is_forgotten(conn: &Connection, token: &TokenKey) -> Result<bool, Fault> {
-    let sql = "SELECT 1 FROM progress WHERE name = 'forgotten' AND value >= ?1";
-    Ok(conn.prepare_cached(sql)?.exists([token.expires])?)
 }
 
 fn lease_id(row: &Row<'_>, index: usize) -> rusqlite::Result<LeaseId> {

@@ -13,6 +13,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/sqlite/0001_leases.sql"),
     include_str!("../../../migrations/sqlite/0002_sealing.sql"),
     include_str!("../../../migrations/sqlite/0003_families.sql"),
+    include_str!("../../../migrations/sqlite/0004_used_in_order.sql"),
 ];
 
 /// Rows of about 2 kB: larger pages hold them without overflow and with less waste.

@@ -166,6 +166,24 @@ async fn a_full_disk_and_a_read_only_one_pass() {
 }
 
 #[tokio::test]
+async fn what_a_spoiled_batch_used_is_as_before() {
+    let file = File::new(0);
+    let world = World::new(Box::new(file.clone()));
+    let store = file.last.lock().expect("lock").clone().expect("is open");
+    let (go_on, waits) = std::sync::mpsc::channel();
+    let holds_up = store.writer.write(move |_| Ok(waits.recv().is_ok()));
+    let opens = world.store.open_active(opening(&world));
+    let spoils = store.writer.write(|tx| -> Result<(), Fault> {
+        tx.conn.execute_batch("DELETE FROM used; DELETE FROM leases")?;
+        Err(Fault::Store(StoreError::Corrupt("a test".to_owned())))
+    });
+    let all_are_sent = async move { go_on.send(()).expect("it waits") };
+    let (_, opened, spoiled, ()) = tokio::join!(holds_up, opens, spoils, all_are_sent);
+    assert!(spoiled.is_err());
+    assert!(matches!(opened, Ok(Opened::Yes { .. })), "it is done again, alone: {opened:?}");
+}
+
+#[tokio::test]
 async fn a_file_that_is_removed_takes_nothing_until_it_is_back() {
     let file = File::new(0);
     let world = World::new(Box::new(file.clone()));

@@ -45,7 +45,7 @@ pub(super) fn open(tx: &mut Transaction<'_>, opening: &Opening, texts: &Texts) -
                 Err(refusal) => return Ok(Opened::Refused(refusal)),
             };
             rows::insert_lease(tx.conn, lease, &texts.claims, &opening.handle)?;
-            rows::put_used(tx.conn, &binding.token, kept_for(binding), &used)?;
+            rows::put_used(tx.conn, tx.tokens, binding.token, kept_for(binding), &used)?;
             match lost {
                 Some(first) => family(tx.conn, first)?,
                 None => Vec::new(),
@@ -113,9 +113,10 @@ pub(super) fn revoke(tx: &mut Transaction<'_>, revocation: &Revocation) -> Resul
     };
     for lease in &mut leases {
         take_back(tx, lease, revocation.because, revocation.at, revocation.actor.as_deref())?;
-        if revocation.close_sessions {
-            let sql = "UPDATE used SET closed = 1 WHERE expires = ?1 AND hash = ?2";
-            tx.conn.prepare_cached(sql)?.execute(params![lease.token.expires, lease.token.hash])?;
+        if revocation.close_sessions
+            && let Some(row) = tx.tokens.row(&lease.token)
+        {
+            tx.conn.prepare_cached("UPDATE used SET closed = 1 WHERE seq = ?1")?.execute([row])?;
         }
     }
     Ok(leases)
@@ -241,16 +242,18 @@ pub(super) fn prune(
     ended_before: Timestamp,
     audited_before: Option<Timestamp>,
 ) -> Result<usize, Fault> {
-    // Only the oldest are looked at: all are kept equally long, but for a change of that time in between.
-    let used = "DELETE FROM used WHERE (expires, hash) IN (SELECT expires, hash FROM used WHERE expires < ?1 \
-         ORDER BY expires LIMIT ?2) AND expires + kept_for < ?1 RETURNING expires";
-    let mut statement = tx.conn.prepare_cached(used)?;
-    let tokens = statement.query_map(params![now.secs(), PRUNE_STEP], |row| row.get(0))?;
-    let tokens = tokens.collect::<Result<Vec<i64>, _>>()?;
-    if let Some(last) = tokens.iter().max() {
-        rows::forget_used(tx.conn, *last)?;
+    let mut count = 0;
+    // All are kept equally long, but for a change of that time in between: then some wait for those before them.
+    let expired: Vec<_> = tx.tokens.expired(now.secs()).take(PRUNE_STEP).collect();
+    for token in &expired {
+        if !rows::forget_used(tx.conn, tx.tokens, *token, now.secs())? {
+            break;
+        }
+        count += 1;
     }
-    let mut count = tokens.len();
+    if let Some((last, _)) = expired[..count].last() {
+        rows::put_forgotten(tx.conn, last.expires)?;
+    }
 
     // Lease ids are UUIDs of version 7: their first 48 bits are the time.
     let mut floor = [0; 16];
@@ -281,13 +284,14 @@ fn bind(
     lease: LeaseId,
 ) -> Result<Result<(Used, Option<LeaseId>), Refusal>, Fault> {
     let request = |key: &Hash| Request { key: half(key), lease, first_at: tx.now, retries: 0 };
-    let Some(mut used) = rows::find_used(tx.conn, &binding.token)? else {
-        if rows::is_forgotten(tx.conn, &binding.token)? {
+    let Some(row) = tx.tokens.row(&binding.token) else {
+        if tx.tokens.is_forgotten(&binding.token) {
             return Ok(Err(Refusal::Spent));
         }
         let requests = binding.session.and(binding.request.as_ref()).map(request).into_iter().collect();
         return Ok(Ok((Used { session: binding.session, closed: false, uses: 1, requests }, None)));
     };
+    let mut used = rows::read_used(tx.conn, row)?;
     match (&used.session, &binding.session) {
         (Some(holder), Some(session)) if same(holder, session) => {}
         _ => return Ok(Err(Refusal::Spent)),

@@ -8,6 +8,7 @@ use super::{
     packed::{Packed, Samples},
     recent::Recent,
     schema,
+    tokens::Tokens,
 };
 use crate::{
     audit::{Entry, Line, Link},
@@ -48,6 +49,8 @@ pub(super) struct Transaction<'c> {
     pub(super) now: Timestamp,
     /// What is frozen once the batch is durable, if that changed.
     pub(super) freezes: Option<Freezes>,
+    /// The tokens that were used.
+    pub(super) tokens: &'c mut Tokens,
     head: Link,
     lines: Vec<Line>,
 }
@@ -180,6 +183,7 @@ impl Writer {
             files,
             checkpointed: 0,
             head,
+            tokens: None,
             shared,
             clock,
         };
@@ -218,12 +222,16 @@ struct Thread {
     checkpointer: SyncSender<()>,
     checkpointed: i32,
     head: Link,
+    /// None at the start and after a failure: then it is read from disk.
+    tokens: Option<Tokens>,
     shared: Arc<Shared>,
     clock: Arc<dyn Clock>,
 }
 
 impl Thread {
     fn run(mut self, inbox: &Receiver<Message>) {
+        // Here, because nobody has to wait for it yet. What fails is tried again by the first batch.
+        self.tokens = self.conn.as_ref().and_then(|conn| Tokens::load(conn).ok());
         let mut last = 1;
         let mut closing = None;
         while closing.is_none() {
@@ -322,7 +330,12 @@ impl Thread {
             self.failed(&failure);
             return Ok(vec![Some(failure); batch.len()]);
         }
-        let mut tx = Transaction { conn, now: self.clock.now(), freezes: None, head: self.head, lines: Vec::new() };
+        let tokens = match &mut self.tokens {
+            Some(tokens) => tokens,
+            none => none.insert(Tokens::load(conn)?),
+        };
+        let (now, head) = (self.clock.now(), self.head);
+        let mut tx = Transaction { conn, now, freezes: None, tokens, head, lines: Vec::new() };
         let mut failures = Vec::with_capacity(batch.len());
         for job in batch {
             let untouched = conn.total_changes();
@@ -353,6 +366,7 @@ impl Thread {
     /// After a failed batch: back to what is on disk.
     fn fail(&mut self, fault: Fault) -> StoreError {
         let (full, waited) = (fault.is_full(), fault.is_busy());
+        self.tokens = None;
         let failure = StoreError::from(fault);
         if let Some(conn) = self.conn.take() {
             let rolled_back = conn.is_autocommit() || conn.execute_batch("ROLLBACK").is_ok();

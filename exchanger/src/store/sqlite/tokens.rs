@@ -1,0 +1,55 @@
+//! Which tokens were used: where each one's row is, in memory.
+//!
+//! The rows lie in the order of first use, because an index on disk by what is random would have every exchange
+//! change a page of its own. The writer alone has this index, changes it together with the rows, and reads it
+//! again after a transaction that failed.
+
+use super::Fault;
+use crate::leases::TokenKey;
+use rusqlite::{Connection, OptionalExtension as _};
+use std::collections::BTreeMap;
+
+/// An index over the table `used`.
+pub(super) struct Tokens {
+    rows: BTreeMap<TokenKey, i64>,
+    /// Tokens that expired then, or earlier, may have been used and are not known any more.
+    forgotten: Option<i64>,
+}
+
+impl Tokens {
+    /// Reads what is on disk.
+    pub(super) fn load(conn: &Connection) -> Result<Self, Fault> {
+        let mut statement = conn.prepare("SELECT expires, hash, seq FROM used")?;
+        let read = |row: &rusqlite::Row<'_>| Ok((TokenKey { expires: row.get(0)?, hash: row.get(1)? }, row.get(2)?));
+        let rows = statement.query_map([], read)?.collect::<Result<_, _>>()?;
+        let sql = "SELECT value FROM progress WHERE name = 'forgotten'";
+        Ok(Self { rows, forgotten: conn.query_row(sql, [], |row| row.get(0)).optional()? })
+    }
+
+    /// The row of a token that was used.
+    pub(super) fn row(&self, token: &TokenKey) -> Option<i64> {
+        self.rows.get(token).copied()
+    }
+
+    /// Whether a token may have been used, and be forgotten since: it is expired, unless the clock was set back.
+    pub(super) fn is_forgotten(&self, token: &TokenKey) -> bool {
+        self.forgotten.is_some_and(|forgotten| token.expires <= forgotten)
+    }
+
+    /// The tokens that expired before, oldest first.
+    pub(super) fn expired(&self, before: i64) -> impl Iterator<Item = (TokenKey, i64)> {
+        let expired = self.rows.range(..TokenKey { expires: before, hash: [0; 32] });
+        expired.map(|(token, row)| (*token, *row))
+    }
+
+    /// A token has a row now.
+    pub(super) fn add(&mut self, token: TokenKey, row: i64) {
+        self.rows.insert(token, row);
+    }
+
+    /// A token has no row any more.
+    pub(super) fn forget(&mut self, token: &TokenKey) {
+        self.rows.remove(token);
+        self.forgotten = self.forgotten.max(Some(token.expires));
+    }
+}
