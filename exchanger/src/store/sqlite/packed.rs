@@ -7,7 +7,7 @@
 use super::{Fault, writer::lock};
 use crate::{audit::Entry, clock::Timestamp};
 use aws_lc_rs::digest::{SHA256, digest};
-use lz4_flex::block::{compress_prepend_size_with_dict, decompress_size_prepended_with_dict};
+use lz4_flex::block::decompress_size_prepended_with_dict;
 use rusqlite::{Connection, functions::FunctionFlags};
 use std::{
     collections::HashMap,
@@ -169,8 +169,10 @@ impl Packed {
     }
 
     fn difference(sample: Arc<Sample>, text: &str) -> Self {
-        let block = compress_prepend_size_with_dict(text.as_bytes(), sample.text.as_bytes());
-        let bytes = [&[DIFFERENCE], &sample.id.to_be_bytes()[..], &block].concat();
+        let mut bytes = Vec::with_capacity(64 + text.len() / 2);
+        bytes.push(DIFFERENCE);
+        bytes.extend_from_slice(&sample.id.to_be_bytes());
+        write_difference(&mut bytes, text.as_bytes(), sample.text.as_bytes());
         let durable = sample.durable.load(Ordering::Relaxed);
         Self { bytes, sample: (!durable).then_some(sample), novel: None }
     }
@@ -193,6 +195,75 @@ impl Packed {
         }
         Ok(())
     }
+}
+
+/// Where two texts differ, what follows this is compared again.
+const END_OF_PART: u8 = b'"';
+/// What is as in the sample and shorter is not worth a reference.
+const SHORTEST_MATCH: usize = 8;
+/// A block ends with so many bytes of its own (LZ4 block format, end of block conditions).
+const LAST_LITERALS: usize = 5;
+/// Beyond it a sample cannot be referred to.
+const FARTHEST: usize = 0xffff;
+
+/// Appends `text` as an LZ4 block with its length before it, whose dictionary is `sample`. Texts of one sort say the
+/// same things in the same order, so that walking along both finds what a search would, in a tenth of the time.
+fn write_difference(out: &mut Vec<u8>, text: &[u8], sample: &[u8]) {
+    let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
+    out.extend_from_slice(&length.to_le_bytes());
+    // Up to where the text is written, and how far both were walked along.
+    let (mut written, mut at, mut there) = (0, 0, 0);
+    while at < text.len() && there < sample.len() {
+        let alike = common_prefix(&text[at..], &sample[there..]);
+        let matched = alike.min(text.len().saturating_sub(at + LAST_LITERALS));
+        let distance = sample.len() - there + at;
+        if matched >= SHORTEST_MATCH && distance <= FARTHEST {
+            write_sequence(out, &text[written..at], Some((distance, matched)));
+            written = at + matched;
+        }
+        let (rest, other) = (part(&text[at + alike..]), part(&sample[there + alike..]));
+        let ends_alike = rest.iter().rev().zip(other.iter().rev()).take_while(|(a, b)| a == b).count();
+        at += alike + rest.len() - ends_alike;
+        there += alike + other.len() - ends_alike;
+    }
+    write_sequence(out, &text[written..], None);
+}
+
+/// What comes before the next [`END_OF_PART`].
+fn part(text: &[u8]) -> &[u8] {
+    &text[..memchr::memchr(END_OF_PART, text).unwrap_or(text.len())]
+}
+
+/// How many bytes two texts begin with alike.
+fn common_prefix(one: &[u8], other: &[u8]) -> usize {
+    let mut alike = 0;
+    for (a, b) in one.as_chunks::<16>().0.iter().zip(other.as_chunks::<16>().0) {
+        if a != b {
+            break;
+        }
+        alike += 16;
+    }
+    alike + one[alike..].iter().zip(&other[alike..]).take_while(|(a, b)| a == b).count()
+}
+
+/// Appends a sequence: bytes as they are, and a match (its distance and length) unless the block ends with them.
+fn write_sequence(out: &mut Vec<u8>, literals: &[u8], matched: Option<(usize, usize)>) {
+    let length = matched.map_or(0, |(_, length)| length - 4);
+    let low = |length: usize| if length < 15 { length as u8 } else { 15 };
+    out.push(low(literals.len()) << 4 | low(length));
+    write_rest(out, literals.len());
+    out.extend_from_slice(literals);
+    if let Some((distance, _)) = matched {
+        out.extend_from_slice(&[distance as u8, (distance >> 8) as u8]);
+        write_rest(out, length);
+    }
+}
+
+/// Appends what four bits do not hold of a length.
+fn write_rest(out: &mut Vec<u8>, length: usize) {
+    let Some(rest) = length.checked_sub(15) else { return };
+    out.resize(out.len() + rest / 255, 255);
+    out.push((rest % 255) as u8);
 }
 
 #[cfg(test)]
@@ -221,6 +292,25 @@ mod tests {
             [claims("app", 1), claims("app", 2), claims("web", 3), "é".repeat(300), String::new(), "{}".to_owned()];
         let sizes = texts.map(|text| write(&samples, &text).bytes().len());
         assert!(sizes[1] < 60 && sizes[2] < 180, "{sizes:?}");
+    }
+
+    #[test]
+    fn any_text_comes_back_from_any_sample() {
+        let long = |n: usize| (0..n).map(|i| (b'a' + (i * i % 23) as u8) as char).collect::<String>();
+        let parts =
+            ["", "\"", "a", "seven\"7", "eight\"88", "é\"ü", "\"\"\"", &long(4), &long(19), &long(300), &long(70_000)];
+        let mut texts: Vec<String> = parts.iter().map(|part| (*part).to_owned()).collect();
+        for first in parts {
+            texts.extend(parts.iter().map(|second| format!("{{\"x\":\"{first}\",\"y\":\"{second}\"}}")));
+        }
+        for sample in &texts {
+            for text in texts.iter().filter(|text| text.len() + sample.len() < 80_000) {
+                let mut block = Vec::new();
+                write_difference(&mut block, text.as_bytes(), sample.as_bytes());
+                let again = decompress_size_prepended_with_dict(&block, sample.as_bytes()).expect("a block");
+                assert!(again == text.as_bytes(), "{} from {}", text.len(), sample.len());
+            }
+        }
     }
 
     #[test]
