@@ -1,6 +1,6 @@
 //! Leases, spent handles and used tokens as rows.
 
-use super::{Fault, packed::Packed, tokens::Tokens};
+use super::{Fault, packed::Packed, writer::Transaction};
 use crate::{
     clock::Timestamp,
     leases::{Family, Lease, Placement, Revocability, State, Subject, TokenKey},
@@ -8,7 +8,7 @@ use crate::{
     store::{Hash, StoreError},
 };
 use jobpass_protocol::{BackendName, GrantName, IssuerName, LeaseId, RuleName};
-use rusqlite::{Connection, Row, params};
+use rusqlite::{CachedStatement, Connection, Row, params};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -42,14 +42,36 @@ pub(super) fn detail(state: &State) -> Result<String, Fault> {
     serde_json::to_string(state).map_err(corrupt)
 }
 
+/// What most transactions write, again and again.
+pub(super) struct Inserts<'c> {
+    lease: CachedStatement<'c>,
+    used: CachedStatement<'c>,
+    /// `seq, at, hash, body`.
+    pub(super) audit: CachedStatement<'c>,
+}
+
+impl<'c> Inserts<'c> {
+    pub(super) fn prepare(conn: &'c Connection) -> Result<Self, Fault> {
+        // In the order of the tables' columns.
+        let lease = "INSERT INTO leases VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, \
+             ?17, ?18, ?19, ?20, ?21, ?22, ?23, NULL, ?24)";
+        let used = "INSERT OR REPLACE INTO used VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+        let audit = "INSERT INTO audit VALUES (?1, ?2, ?3, ?4)";
+        let [lease, used, audit] = [lease, used, audit].map(|sql| conn.prepare_cached(sql));
+        Ok(Self { lease: lease?, used: used?, audit: audit? })
+    }
+}
+
 /// Writes a new lease; fails when there is one of its id.
-pub(super) fn insert_lease(conn: &Connection, lease: &Lease, claims: &Packed, handle: &Hash) -> Result<(), Fault> {
+pub(super) fn insert_lease(
+    tx: &mut Transaction<'_>,
+    lease: &Lease,
+    claims: &Packed,
+    handle: &Hash,
+) -> Result<(), Fault> {
     let Lease { id, family, subject, placement, opened_at, token, policy_digest, state, sealed: _ } = lease;
-    claims.write_sample(conn)?;
-    // In the order of the table's columns.
-    let sql = "INSERT INTO leases VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, \
-         ?18, ?19, ?20, ?21, ?22, ?23, NULL, ?24)";
-    conn.prepare_cached(sql)?.execute(params![
+    claims.write_sample(tx.conn)?;
+    tx.inserts.lease.execute(params![
         id.as_bytes(),
         (family.root != *id).then(|| family.root.as_bytes()),
         family.parent.as_ref().map(LeaseId::as_bytes),
@@ -229,13 +251,7 @@ fn read_request(bytes: &[u8]) -> Option<Request> {
 }
 
 /// Writes who holds a token, for the first time or anew.
-pub(super) fn put_used(
-    conn: &Connection,
-    tokens: &mut Tokens,
-    token: TokenKey,
-    kept_for: i64,
-    used: &Used,
-) -> Result<(), Fault> {
+pub(super) fn put_used(tx: &mut Transaction<'_>, token: TokenKey, kept_for: i64, used: &Used) -> Result<(), Fault> {
     let mut requests = Vec::with_capacity(used.requests.len() * Request::BYTES);
     for request in &used.requests {
         requests.extend_from_slice(&request.key);
@@ -243,27 +259,22 @@ pub(super) fn put_used(
         requests.extend_from_slice(&request.first_at.millis().to_be_bytes());
         requests.push(request.retries);
     }
-    let row = tokens.row(&token);
+    let row = tx.tokens.row(&token);
     let params = params![row, token.expires, token.hash, kept_for, used.session, used.closed, used.uses, requests];
-    conn.prepare_cached("INSERT OR REPLACE INTO used VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?.execute(params)?;
+    tx.inserts.used.execute(params)?;
     if row.is_none() {
-        tokens.add(token, conn.last_insert_rowid());
+        tx.tokens.add(token, tx.conn.last_insert_rowid());
     }
     Ok(())
 }
 
 /// Forgets a token whose time is over; says whether it was.
-pub(super) fn forget_used(
-    conn: &Connection,
-    tokens: &mut Tokens,
-    (token, row): (TokenKey, i64),
-    now: i64,
-) -> Result<bool, Fault> {
+pub(super) fn forget_used(tx: &mut Transaction<'_>, (token, row): (TokenKey, i64), now: i64) -> Result<bool, Fault> {
     let sql = "DELETE FROM used WHERE seq = ?1 AND expires + kept_for < ?2";
-    if conn.prepare_cached(sql)?.execute([row, now])? == 0 {
+    if tx.conn.prepare_cached(sql)?.execute([row, now])? == 0 {
         return Ok(false);
     }
-    tokens.forget(&token);
+    tx.tokens.forget(&token);
     Ok(true)
 }
 

@@ -44,8 +44,8 @@ pub(super) fn open(tx: &mut Transaction<'_>, opening: &Opening, texts: &Texts) -
                 Ok(bound) => bound,
                 Err(refusal) => return Ok(Opened::Refused(refusal)),
             };
-            rows::insert_lease(tx.conn, lease, &texts.claims, &opening.handle)?;
-            rows::put_used(tx.conn, tx.tokens, binding.token, kept_for(binding), &used)?;
+            rows::insert_lease(tx, lease, &texts.claims, &opening.handle)?;
+            rows::put_used(tx, binding.token, kept_for(binding), &used)?;
             match lost {
                 Some(first) => family(tx.conn, first)?,
                 None => Vec::new(),
@@ -63,7 +63,7 @@ pub(super) fn open(tx: &mut Transaction<'_>, opening: &Opening, texts: &Texts) -
             child.family = turn.lease.family.clone();
             child.family.parent = Some(turn.lease.id);
             child.family.renewals += 1;
-            rows::insert_lease(tx.conn, &child, &texts.claims, &opening.handle)?;
+            rows::insert_lease(tx, &child, &texts.claims, &opening.handle)?;
             rotate(tx, turn, rotation, child.id, &opening.handle)?
         }
     };
@@ -246,7 +246,7 @@ pub(super) fn prune(
     // All are kept equally long, but for a change of that time in between: then some wait for those before them.
     let expired: Vec<_> = tx.tokens.expired(now.secs()).take(PRUNE_STEP).collect();
     for token in &expired {
-        if !rows::forget_used(tx.conn, tx.tokens, *token, now.secs())? {
+        if !rows::forget_used(tx, *token, now.secs())? {
             break;
         }
         count += 1;

@@ -7,6 +7,7 @@ use super::{
     folds::Folds,
     packed::{Packed, Samples},
     recent::Recent,
+    rows::Inserts,
     schema,
     tokens::Tokens,
 };
@@ -51,6 +52,8 @@ pub(super) struct Transaction<'c> {
     pub(super) freezes: Option<Freezes>,
     /// The tokens that were used.
     pub(super) tokens: &'c mut Tokens,
+    /// Statements that are ready.
+    pub(super) inserts: Inserts<'c>,
     head: Link,
     lines: Vec<Line>,
 }
@@ -68,8 +71,7 @@ impl Transaction<'_> {
         packed.write_sample(self.conn)?;
         let next = self.head.next(&body);
         let seq = i64::try_from(next.seq).map_err(super::rows::corrupt)?;
-        let sql = "INSERT INTO audit VALUES (?1, ?2, ?3, ?4)";
-        self.conn.prepare_cached(sql)?.execute((seq, at.millis(), &next.hash, packed.bytes()))?;
+        self.inserts.audit.execute((seq, at.millis(), &next.hash, packed.bytes()))?;
         self.lines.push(Line { link: next, prev: self.head.hash, entry: body });
         self.head = next;
         Ok(())
@@ -334,8 +336,8 @@ impl Thread {
             Some(tokens) => tokens,
             none => none.insert(Tokens::load(conn)?),
         };
-        let (now, head) = (self.clock.now(), self.head);
-        let mut tx = Transaction { conn, now, freezes: None, tokens, head, lines: Vec::new() };
+        let (now, head, inserts) = (self.clock.now(), self.head, Inserts::prepare(conn)?);
+        let mut tx = Transaction { conn, now, freezes: None, tokens, inserts, head, lines: Vec::new() };
         let mut failures = Vec::with_capacity(batch.len());
         for job in batch {
             let untouched = conn.total_changes();
