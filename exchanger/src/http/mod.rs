@@ -12,12 +12,12 @@ use axum::{
     Router,
     extract::DefaultBodyLimit,
     http::{HeaderValue, header},
-    middleware,
     response::Response,
     routing::{get, post},
 };
 use jobpass_protocol::exchange::MAX_FORM_BYTES;
 use std::sync::Arc;
+use tower::util::MapResponseLayer;
 
 /// What jobs see.
 pub fn public(app: Arc<App>) -> Router {
@@ -31,8 +31,7 @@ pub fn public(app: Arc<App>) -> Router {
         .route("/{kind}/{backend}/{document}", get(handlers::published))
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed)
-        .layer(DefaultBodyLimit::max(MAX_FORM_BYTES))
-        .layer(middleware::map_response(guard))
+        .layer((MapResponseLayer::new(guard), DefaultBodyLimit::max(MAX_FORM_BYTES)))
         .with_state(app)
 }
 
@@ -46,7 +45,7 @@ pub fn management(app: Arc<App>) -> Router {
 }
 
 /// Headers that every public answer carries. Only what says otherwise may be stored (RFC 6749 §5.1).
-async fn guard(mut response: Response) -> Response {
+fn guard(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
