@@ -103,7 +103,8 @@ impl Samples {
                 self.prefer(kind, &samples[best]);
                 packed
             }
-            Some((_, packed)) if samples.len() >= MOST => packed,
+            Some((_, packed)) if samples.len() >= MOST && packed.bytes.len() < text.len() => packed,
+            _ if samples.len() >= MOST => Packed::plain(text),
             _ => {
                 let id =
                     digest(&SHA256, text.as_bytes()).as_ref().first_chunk().map_or(0, |id| i64::from_be_bytes(*id));
