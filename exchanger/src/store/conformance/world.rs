@@ -111,7 +111,7 @@ impl World {
     }
 
     /// Opens an active lease on a token; gives its id and handle.
-    pub(super) async fn exchange(&self, binding: Binding) -> Result<(LeaseId, Hash), Refusal> {
+    pub(crate) async fn exchange(&self, binding: Binding) -> Result<(LeaseId, Hash), Refusal> {
         let opening = self.opening(Entitlement::Token(binding), self.active(), Revocability::ByName);
         let (id, handle) = (opening.lease.id(), opening.handle);
         match self.store.open_active(opening).await.expect("the store works") {

@@ -232,14 +232,14 @@ pub(super) struct Used {
     pub(super) requests: Vec<Request>,
 }
 
-/// Reads a row of used tokens.
-pub(super) fn read_used(conn: &Connection, row: i64) -> Result<Used, Fault> {
-    let sql = "SELECT session, closed, uses, requests FROM used WHERE seq = ?1";
+/// Reads the row of a used token.
+pub(super) fn read_used(conn: &Connection, token: &TokenKey, row: i64) -> Result<Used, Fault> {
+    let sql = "SELECT session, closed, uses, requests FROM used WHERE seq = ?1 AND hash = ?2";
     let read = |row: &Row<'_>| {
         let requests = row.get_ref(3)?.as_blob()?.chunks_exact(Request::BYTES).filter_map(read_request).collect();
         Ok(Used { session: row.get(0)?, closed: row.get(1)?, uses: row.get(2)?, requests })
     };
-    Ok(conn.prepare_cached(sql)?.query_row([row], read)?)
+    Ok(conn.prepare_cached(sql)?.query_row((row, token.hash), read)?)
 }
 
 fn read_request(bytes: &[u8]) -> Option<Request> {
@@ -259,11 +259,12 @@ pub(super) fn put_used(tx: &mut Transaction<'_>, token: TokenKey, kept_for: i64,
         requests.extend_from_slice(&request.first_at.millis().to_be_bytes());
         requests.push(request.retries);
     }
-    let row = tx.tokens.row(&token);
+    let row = tx.tokens()?.row(&token);
     let params = params![row, token.expires, token.hash, kept_for, used.session, used.closed, used.uses, requests];
     tx.inserts.used.execute(params)?;
     if row.is_none() {
-        tx.tokens.add(token, tx.conn.last_insert_rowid());
+        let row = tx.conn.last_insert_rowid();
+        tx.tokens()?.add(token, row);
     }
     Ok(())
 }
@@ -274,7 +275,7 @@ pub(super) fn forget_used(tx: &mut Transaction<'_>, (token, row): (TokenKey, i64
     if tx.conn.prepare_cached(sql)?.execute([row, now])? == 0 {
         return Ok(false);
     }
-    tx.tokens.forget(&token);
+    tx.tokens()?.forget(token);
     Ok(true)
 }
 

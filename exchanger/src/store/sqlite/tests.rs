@@ -4,7 +4,7 @@ use crate::{
     clock::{Clock, ManualClock, Timestamp},
     leases::{Ending, Lease, Revocability, State},
     store::{
-        Entitlement, FreezeTarget, Opened, Opening, Store, StoreError,
+        Entitlement, FreezeTarget, Opened, Opening, Refusal, Store, StoreError,
         conformance::{CASES, Place, World},
     },
 };
@@ -167,20 +167,27 @@ async fn a_full_disk_and_a_read_only_one_pass() {
 
 #[tokio::test]
 async fn what_a_spoiled_batch_used_is_as_before() {
-    let file = File::new(0);
-    let world = World::new(Box::new(file.clone()));
-    let store = file.last.lock().expect("lock").clone().expect("is open");
-    let (go_on, waits) = std::sync::mpsc::channel();
-    let holds_up = store.writer.write(move |_| Ok(waits.recv().is_ok()));
-    let opens = world.store.open_active(opening(&world));
-    let spoils = store.writer.write(|tx| -> Result<(), Fault> {
-        tx.conn.execute_batch("DELETE FROM used; DELETE FROM leases")?;
-        Err(Fault::Store(StoreError::Corrupt("a test".to_owned())))
-    });
-    let all_are_sent = async move { go_on.send(()).expect("it waits") };
-    let (_, opened, spoiled, ()) = tokio::join!(holds_up, opens, spoils, all_are_sent);
-    assert!(spoiled.is_err());
-    assert!(matches!(opened, Ok(Opened::Yes { .. })), "it is done again, alone: {opened:?}");
+    let too_much = "INSERT INTO samples VALUES (1, 'x', hex(zeroblob(1000000)))";
+    for (name, spoil) in [
+        ("a new connection", "DELETE FROM used; DELETE FROM leases; SELECT no_such_function()"),
+        ("the same one, because only space is missing", too_much),
+    ] {
+        let file = File::new(0);
+        let world = World::new(Box::new(file.clone()));
+        let store = file.last.lock().expect("lock").clone().expect("is open");
+        let first = world.binding(world.token(), None, None);
+        world.exchange(first.clone()).await.expect("the first use");
+        let (go_on, waits) = std::sync::mpsc::channel();
+        file.meddle("PRAGMA max_page_count = 60").await;
+        let holds_up = store.writer.write(move |_| Ok(waits.recv().is_ok()));
+        let opens = world.store.open_active(opening(&world));
+        let spoils = store.writer.write(|tx| -> Result<(), Fault> { Ok(tx.conn.execute_batch(spoil)?) });
+        let all_are_sent = async move { go_on.send(()).expect("it waits") };
+        let (_, opened, spoiled, ()) = tokio::join!(holds_up, opens, spoils, all_are_sent);
+        assert!(spoiled.is_err(), "{name}");
+        assert!(matches!(opened, Ok(Opened::Yes { .. })), "{name}: it is done again, alone: {opened:?}");
+        assert_eq!(world.exchange(first).await, Err(Refusal::Spent), "{name}");
+    }
 }
 
 #[tokio::test]
@@ -243,6 +250,30 @@ async fn what_somebody_writes_while_a_verb_waits_is_not_taken_for_ours() {
     // However far the verb has come.
     other.execute_batch("COMMIT").expect("written");
     assert!(waits.await.is_err() && freeze(&world).await.is_err());
+}
+
+#[tokio::test]
+async fn what_somebody_writes_beside_a_long_log_is_not_taken_for_ours() {
+    for all_of_it in [false, true] {
+        let file = File::new(0);
+        let world = World::new(Box::new(file.clone()));
+        freeze(&world).await.expect("frozen");
+        let path = file.directory.path().join("jobpass.db");
+        let (reader, older) = (rusqlite::Connection::open(&path).expect("opens"), std::fs::read(&path).expect("read"));
+        reader.execute_batch("BEGIN; SELECT * FROM freezes").expect("it keeps the log from starting again");
+        file.meddle("INSERT INTO samples VALUES (1, 'x', hex(zeroblob(20000000)))").await;
+        // A step of the checkpointer changes the database, and is over before the next verb is done.
+        world.store.record(Entry::new(world.now(), Event::Server), None).await.expect("written");
+        if all_of_it {
+            std::fs::write(&path, older).expect("copied over");
+        } else {
+            let other = rusqlite::Connection::open(&path).expect("opens");
+            other.execute_batch("DELETE FROM freezes").expect("written");
+        }
+        for _ in 0..3 {
+            assert!(freeze(&world).await.is_err(), "all of it: {all_of_it}");
+        }
+    }
 }
 
 #[tokio::test]

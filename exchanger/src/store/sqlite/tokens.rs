@@ -1,8 +1,8 @@
 //! Which tokens were used: where each one's row is, in memory.
 //!
 //! The rows lie in the order of first use, because an index on disk by what is random would have every exchange
-//! change a page of its own. The writer alone has this index, changes it together with the rows, and reads it
-//! again after a transaction that failed.
+//! change a page of its own. The writer alone has this index, and changes it together with the rows: what a
+//! transaction changed is undone when it is rolled back, and with a new connection all is read again.
 
 use super::Fault;
 use crate::leases::TokenKey;
@@ -14,6 +14,9 @@ pub(super) struct Tokens {
     rows: BTreeMap<TokenKey, i64>,
     /// Tokens that expired then, or earlier, may have been used and are not known any more.
     forgotten: Option<i64>,
+    /// What the transaction changed, in order, as it was before; and `forgotten` before it.
+    before: Vec<(TokenKey, Option<i64>)>,
+    forgotten_before: Option<i64>,
 }
 
 impl Tokens {
@@ -23,7 +26,8 @@ impl Tokens {
         let read = |row: &rusqlite::Row<'_>| Ok((TokenKey { expires: row.get(0)?, hash: row.get(1)? }, row.get(2)?));
         let rows = statement.query_map([], read)?.collect::<Result<_, _>>()?;
         let sql = "SELECT value FROM progress WHERE name = 'forgotten'";
-        Ok(Self { rows, forgotten: conn.query_row(sql, [], |row| row.get(0)).optional()? })
+        let forgotten = conn.query_row(sql, [], |row| row.get(0)).optional()?;
+        Ok(Self { rows, forgotten, before: Vec::new(), forgotten_before: forgotten })
     }
 
     /// The row of a token that was used.
@@ -44,12 +48,32 @@ impl Tokens {
 
     /// A token has a row now.
     pub(super) fn add(&mut self, token: TokenKey, row: i64) {
-        self.rows.insert(token, row);
+        let before = self.rows.insert(token, row);
+        self.before.push((token, before));
     }
 
     /// A token has no row any more.
-    pub(super) fn forget(&mut self, token: &TokenKey) {
-        self.rows.remove(token);
+    pub(super) fn forget(&mut self, token: TokenKey) {
+        let before = self.rows.remove(&token);
+        self.before.push((token, before));
         self.forgotten = self.forgotten.max(Some(token.expires));
+    }
+
+    /// The transaction is on disk.
+    pub(super) fn committed(&mut self) {
+        self.before.clear();
+        self.forgotten_before = self.forgotten;
+    }
+
+    /// As it was before the transaction.
+    pub(super) fn rolled_back(mut self) -> Self {
+        for (token, before) in self.before.drain(..).rev() {
+            match before {
+                Some(row) => self.rows.insert(token, row),
+                None => self.rows.remove(&token),
+            };
+        }
+        self.forgotten = self.forgotten_before;
+        self
     }
 }

@@ -114,9 +114,10 @@ pub(super) fn revoke(tx: &mut Transaction<'_>, revocation: &Revocation) -> Resul
     for lease in &mut leases {
         take_back(tx, lease, revocation.because, revocation.at, revocation.actor.as_deref())?;
         if revocation.close_sessions
-            && let Some(row) = tx.tokens.row(&lease.token)
+            && let Some(row) = tx.tokens()?.row(&lease.token)
         {
-            tx.conn.prepare_cached("UPDATE used SET closed = 1 WHERE seq = ?1")?.execute([row])?;
+            let sql = "UPDATE used SET closed = 1 WHERE seq = ?1 AND hash = ?2";
+            tx.conn.prepare_cached(sql)?.execute((row, lease.token.hash))?;
         }
     }
     Ok(leases)
@@ -244,7 +245,7 @@ pub(super) fn prune(
 ) -> Result<usize, Fault> {
     let mut count = 0;
     // All are kept equally long, but for a change of that time in between: then some wait for those before them.
-    let expired: Vec<_> = tx.tokens.expired(now.secs()).take(PRUNE_STEP).collect();
+    let expired: Vec<_> = tx.tokens()?.expired(now.secs()).take(PRUNE_STEP).collect();
     for token in &expired {
         if !rows::forget_used(tx, *token, now.secs())? {
             break;
@@ -279,19 +280,21 @@ pub(super) fn prune(
 /// Whether a token gives the right to one more exchange: its row as it is to be written, and the lease
 /// whose answer was lost.
 fn bind(
-    tx: &Transaction<'_>,
+    tx: &mut Transaction<'_>,
     binding: &Binding,
     lease: LeaseId,
 ) -> Result<Result<(Used, Option<LeaseId>), Refusal>, Fault> {
-    let request = |key: &Hash| Request { key: half(key), lease, first_at: tx.now, retries: 0 };
-    let Some(row) = tx.tokens.row(&binding.token) else {
-        if tx.tokens.is_forgotten(&binding.token) {
+    let now = tx.now;
+    let request = |key: &Hash| Request { key: half(key), lease, first_at: now, retries: 0 };
+    let tokens = tx.tokens()?;
+    let Some(row) = tokens.row(&binding.token) else {
+        if tokens.is_forgotten(&binding.token) {
             return Ok(Err(Refusal::Spent));
         }
         let requests = binding.session.and(binding.request.as_ref()).map(request).into_iter().collect();
         return Ok(Ok((Used { session: binding.session, closed: false, uses: 1, requests }, None)));
     };
-    let mut used = rows::read_used(tx.conn, row)?;
+    let mut used = rows::read_used(tx.conn, &binding.token, row)?;
     match (&used.session, &binding.session) {
         (Some(holder), Some(session)) if same(holder, session) => {}
         _ => return Ok(Err(Refusal::Spent)),
@@ -303,7 +306,7 @@ fn bind(
         return Ok(count_use(used, binding.max_uses));
     };
     match used.requests.iter_mut().find(|request| request.key == half(key)) {
-        Some(again) if u32::from(again.retries) >= MAX_RETRIES || tx.now > again.first_at + RETRY_WINDOW => {
+        Some(again) if u32::from(again.retries) >= MAX_RETRIES || now > again.first_at + RETRY_WINDOW => {
             Ok(Err(Refusal::RetriesExhausted))
         }
         Some(again) => {

@@ -50,8 +50,7 @@ pub(super) struct Transaction<'c> {
     pub(super) now: Timestamp,
     /// What is frozen once the batch is durable, if that changed.
     pub(super) freezes: Option<Freezes>,
-    /// The tokens that were used.
-    pub(super) tokens: &'c mut Tokens,
+    tokens: &'c mut Option<Tokens>,
     /// Statements that are ready.
     pub(super) inserts: Inserts<'c>,
     head: Link,
@@ -59,6 +58,14 @@ pub(super) struct Transaction<'c> {
 }
 
 impl Transaction<'_> {
+    /// The tokens that were used.
+    pub(super) fn tokens(&mut self) -> Result<&mut Tokens, Fault> {
+        Ok(match &mut *self.tokens {
+            Some(tokens) => tokens,
+            none => none.insert(Tokens::load(self.conn)?),
+        })
+    }
+
     /// Adds an entry to the audit chain.
     pub(super) fn append(&mut self, entry: &Entry) -> Result<(), Fault> {
         let body = entry.to_json().map_err(super::rows::corrupt)?;
@@ -224,7 +231,7 @@ struct Thread {
     checkpointer: SyncSender<()>,
     checkpointed: i32,
     head: Link,
-    /// None at the start and after a failure: then it is read from disk.
+    /// None when it has to be read from disk: at the start, and after a failure.
     tokens: Option<Tokens>,
     shared: Arc<Shared>,
     clock: Arc<dyn Clock>,
@@ -332,11 +339,8 @@ impl Thread {
             self.failed(&failure);
             return Ok(vec![Some(failure); batch.len()]);
         }
-        let tokens = match &mut self.tokens {
-            Some(tokens) => tokens,
-            none => none.insert(Tokens::load(conn)?),
-        };
         let (now, head, inserts) = (self.clock.now(), self.head, Inserts::prepare(conn)?);
+        let tokens = &mut self.tokens;
         let mut tx = Transaction { conn, now, freezes: None, tokens, inserts, head, lines: Vec::new() };
         let mut failures = Vec::with_capacity(batch.len());
         for job in batch {
@@ -350,6 +354,9 @@ impl Thread {
             }
         }
         conn.prepare_cached("COMMIT")?.execute([])?;
+        if let Some(tokens) = tx.tokens {
+            tokens.committed();
+        }
         self.files.wrote_log();
         if let Some(freezes) = tx.freezes {
             *self.shared.freezes.write().unwrap_or_else(PoisonError::into_inner) = freezes;
@@ -368,13 +375,14 @@ impl Thread {
     /// After a failed batch: back to what is on disk.
     fn fail(&mut self, fault: Fault) -> StoreError {
         let (full, waited) = (fault.is_full(), fault.is_busy());
-        self.tokens = None;
         let failure = StoreError::from(fault);
+        let mut tokens = self.tokens.take();
         if let Some(conn) = self.conn.take() {
             let rolled_back = conn.is_autocommit() || conn.execute_batch("ROLLBACK").is_ok();
-            // A connection that only ran out of space is sound; any other is opened anew.
+            // A connection that only ran out of space is sound; any other is opened anew, and what is on disk read again.
             if full && rolled_back {
                 self.conn = Some(conn);
+                self.tokens = tokens.take().map(Tokens::rolled_back);
             }
         }
         if !waited {
@@ -417,13 +425,16 @@ impl Thread {
         if in_log < self.checkpointed {
             self.checkpointed = 0;
         }
-        if in_log >= LOG_PAGES
-            && let Some(conn) = &self.conn
-        {
+        let (last, step) = (in_log >= LOG_PAGES, in_log - self.checkpointed >= CHECKPOINT_STEP);
+        // What somebody else did to the files is not to be taken for a step's work.
+        if !(last || step) || self.files.changed().is_some() {
+            return;
+        }
+        if last && let Some(conn) = &self.conn {
             // Not possible while the checkpointer is at it: then after the next batch. It gets no new step.
             let _ = conn.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)").and_then(|mut s| s.query_row([], |_| Ok(())));
-            self.files.wrote();
-        } else if in_log - self.checkpointed >= CHECKPOINT_STEP {
+            self.files.database().wrote();
+        } else if step {
             self.files.database().step_begins();
             match self.checkpointer.try_send(()) {
                 Ok(()) => self.checkpointed = in_log,
