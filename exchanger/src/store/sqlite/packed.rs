@@ -326,6 +326,8 @@ mod tests {
             assert!(usual.bytes().len() < 60, "{turn}: {}", usual.bytes().len());
         }
         assert_eq!(lock(&samples.0).by_id.len(), MOST);
+        let text = odd(99);
+        assert_eq!(samples.pack("claims", &text).bytes().len(), 1 + text.len(), "kept as it is where no sample helps");
         // Nor do texts that were packed and never written, or the same sort written at once.
         let samples = Samples::default();
         for turn in 0..20 {

@@ -14,9 +14,8 @@ pub(super) struct Tokens {
     rows: BTreeMap<TokenKey, i64>,
     /// Tokens that expired then, or earlier, may have been used and are not known any more.
     forgotten: Option<i64>,
-    /// What the transaction changed, in order, as it was before; and `forgotten` before it.
+    /// The rows that the transaction changed, in order, as they were before.
     before: Vec<(TokenKey, Option<i64>)>,
-    forgotten_before: Option<i64>,
 }
 
 impl Tokens {
@@ -27,7 +26,7 @@ impl Tokens {
         let rows = statement.query_map([], read)?.collect::<Result<_, _>>()?;
         let sql = "SELECT value FROM progress WHERE name = 'forgotten'";
         let forgotten = conn.query_row(sql, [], |row| row.get(0)).optional()?;
-        Ok(Self { rows, forgotten, before: Vec::new(), forgotten_before: forgotten })
+        Ok(Self { rows, forgotten, before: Vec::new() })
     }
 
     /// The row of a token that was used.
@@ -62,10 +61,9 @@ impl Tokens {
     /// The transaction is on disk.
     pub(super) fn committed(&mut self) {
         self.before.clear();
-        self.forgotten_before = self.forgotten;
     }
 
-    /// As it was before the transaction.
+    /// As it was before the transaction. What was almost forgotten stays so: it refuses only what is expired anyway.
     pub(super) fn rolled_back(mut self) -> Self {
         for (token, before) in self.before.drain(..).rev() {
             match before {
@@ -73,7 +71,6 @@ impl Tokens {
                 None => self.rows.remove(&token),
             };
         }
-        self.forgotten = self.forgotten_before;
         self
     }
 }
