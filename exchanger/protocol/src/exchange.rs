@@ -109,7 +109,7 @@ impl TokenRequest {
     /// One variant per reason; see [`FormError`].
     pub fn parse(body: &[u8]) -> Result<Self, FormError> {
         let mut form = Form::parse(body)?;
-        match form.take("grant_type").as_deref().map(String::as_str) {
+        match form.take("grant_type").as_deref() {
             None => Err(FormError::Missing("grant_type")),
             Some(GRANT_TYPE_EXCHANGE) => form.exchange().map(|request| Self::Exchange(Box::new(request))),
             Some(GRANT_TYPE_REFRESH) => form.renewal().map(Self::Renew),
@@ -136,14 +136,15 @@ impl RevokeRequest {
     }
 }
 
-struct Form<'a>(Vec<(Cow<'a, str>, Zeroizing<String>)>);
+/// Names and values, borrowed from the body where nothing is encoded: a token is most of a form.
+struct Form<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
 
 impl<'a> Form<'a> {
     fn parse(body: &'a [u8]) -> Result<Self, FormError> {
         if body.len() > MAX_FORM_BYTES {
             return Err(FormError::TooLarge);
         }
-        let mut seen: Vec<(Cow<'a, str>, Zeroizing<String>)> = Vec::with_capacity(8);
+        let mut seen: Vec<(Cow<'a, str>, Cow<'a, str>)> = Vec::with_capacity(8);
         let ends = memchr::memchr_iter(b'&', body).chain([body.len()]);
         let pairs = ends.scan(0, |start, end| Some(&body[std::mem::replace(start, end + 1)..end]));
         for (name, value) in pairs.filter_map(parameter) {
@@ -160,18 +161,18 @@ impl<'a> Form<'a> {
     }
 
     /// A parameter's value; one without a value counts as absent (RFC 6749 §3.2).
-    fn take(&mut self, name: &str) -> Option<Zeroizing<String>> {
+    fn take(&mut self, name: &str) -> Option<Cow<'a, str>> {
         let (_, value) = self.0.iter_mut().find(|(other, _)| other == name)?;
         let value = std::mem::take(value);
         (!value.is_empty()).then_some(value)
     }
 
     fn text(&mut self, name: &str) -> Option<String> {
-        self.take(name).map(|value| value.as_str().to_owned())
+        self.take(name).map(Cow::into_owned)
     }
 
     fn secret(&mut self, name: &str) -> Option<Secret> {
-        self.take(name).map(|mut value| Secret::new(std::mem::take(&mut *value)))
+        self.take(name).map(|value| Secret::new(value.into_owned()))
     }
 
     fn ttl(&mut self) -> Result<Option<u32>, FormError> {
@@ -197,7 +198,7 @@ impl<'a> Form<'a> {
             }
         }
         let subject_token = self.secret("subject_token").ok_or(FormError::Missing("subject_token"))?;
-        match self.take("subject_token_type").as_deref().map(String::as_str) {
+        match self.take("subject_token_type").as_deref() {
             None => return Err(FormError::Missing("subject_token_type")),
             Some(TOKEN_TYPE_JWT | TOKEN_TYPE_ID_TOKEN) => {}
             Some(_) => {
@@ -250,17 +251,14 @@ impl<'a> Form<'a> {
     }
 }
 
-/// One name and value of a form. A token is most of a form and has nothing to decode: only what has is.
-fn parameter(pair: &[u8]) -> Option<(Cow<'_, str>, Zeroizing<String>)> {
+/// One name and value of a form: only what is encoded is decoded.
+fn parameter(pair: &[u8]) -> Option<(Cow<'_, str>, Cow<'_, str>)> {
     match std::str::from_utf8(pair) {
         Ok(plain) if !plain.is_empty() && memchr::memchr2(b'%', b'+', pair).is_none() => {
             let (name, value) = plain.split_once('=').unwrap_or((plain, ""));
-            Some((Cow::Borrowed(name), Zeroizing::new(value.to_owned())))
+            Some((name.into(), value.into()))
         }
-        _ => {
-            let (name, value) = url::form_urlencoded::parse(pair).next()?;
-            Some((name, Zeroizing::new(value.into_owned())))
-        }
+        _ => url::form_urlencoded::parse(pair).next(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::secret::Secret;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use std::{borrow::Borrow, fmt, str::FromStr, sync::Arc};
 use uuid::Uuid;
 
@@ -28,8 +28,8 @@ macro_rules! name {
         $(#[$doc])*
         ///
         /// INVARIANT: 1 to 63 characters of `[a-z0-9-]`, with no `-` at either end.
-        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+        #[serde(try_from = "String")]
         pub struct $type(Arc<str>);
 
         impl $type {
@@ -63,6 +63,11 @@ macro_rules! name {
         impl From<$type> for String {
             fn from(name: $type) -> Self {
                 name.0.as_ref().to_owned()
+            }
+        }
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
             }
         }
         impl Borrow<str> for $type {
