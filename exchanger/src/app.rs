@@ -12,6 +12,7 @@ use crate::{
         resealing::{self, ResealError},
     },
     policies::{self, Policies, Report},
+    random::random,
     scratch::Scratch,
     sealing::Sealing,
     signing::Keys,
@@ -358,7 +359,7 @@ pub async fn start(config: Config, clock: Arc<dyn Clock>) -> Result<Running, Sta
 
     let mut entry = Entry::new(app.clock.now(), Event::Server);
     entry.reason = Some(format!("started, version {}", env!("CARGO_PKG_VERSION")));
-    entry.policy = Some(app.policies.current().digest().to_owned());
+    entry.policy = Some(Arc::clone(app.policies.current().digest()));
     app.record(entry, None).await;
     tracing::info!(address = %public.address, public_url = app.public_url, "jobpass-exchanger is ready");
     Ok(Running {
@@ -470,7 +471,7 @@ pub(crate) async fn reload_policies(app: &Arc<App>) -> Report {
     app.policies.tell(&report, &app.metrics);
     if report.changed {
         let mut entry = Entry::new(app.clock.now(), Event::Policies);
-        entry.policy = Some(app.policies.current().digest().to_owned());
+        entry.policy = Some(Arc::clone(app.policies.current().digest()));
         app.record(entry, None).await;
     }
     report
@@ -531,13 +532,4 @@ fn uuid_v7(now: Timestamp) -> Uuid {
     let millis = u64::try_from(now.millis()).unwrap_or(0);
     let random: [u8; 10] = random();
     uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
-}
-
-/// Random bytes, of the generator that the signatures' secrets come from too: seeded by the operating
-/// system, and again and again, without a system call for each.
-fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    #[expect(clippy::expect_used, reason = "without randomness no secret may be made, and nothing can go on")]
-    aws_lc_rs::rand::fill(&mut bytes).expect("there are random bytes");
-    bytes
 }

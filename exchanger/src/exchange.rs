@@ -15,7 +15,7 @@ mod to_its_end;
 
 use crate::{
     app::App,
-    audit::{Entry, Event, chain::push_hex},
+    audit::{Entry, Event, chain::hex_of_byte},
     backends::{Backend, LocalBackend, MintError, Minted, Order, RemoteBackend, limits::Slot},
     clock::Timestamp,
     leases::{Ending, Family, Lease, Outlives, Placement, Revocability, State, Subject, TokenKey},
@@ -104,7 +104,7 @@ pub async fn exchange(app: &Arc<App>, request: ExchangeRequest) -> Result<TokenR
     let now = app.clock.now();
     let token =
         app.verifier.verify(request.subject_token.expose()).await.inspect_err(|e| app.metrics.token_refused(e))?;
-    let (issuer, key, key_id) = (token.issuer().clone(), token.key(), token.key_id().to_owned());
+    let (issuer, key, key_id) = (Arc::clone(token.issuer()), token.key(), Arc::clone(token.key_id()));
     let claims = Arc::new(token.into_claims());
     app.metrics.verified(&issuer.name, &claims);
     app.admit(&issuer.name, &claims).map_err(|retry_after| Refusal::TooMany { retry_after })?;
@@ -142,8 +142,8 @@ pub async fn exchange(app: &Arc<App>, request: ExchangeRequest) -> Result<TokenR
     let subject = Subject {
         grant: permit.grant().name().clone(),
         rule: permit.rule().clone(),
-        issuer: issuer.name,
-        issuer_url: issuer.url,
+        issuer: issuer.name.clone(),
+        issuer_url: issuer.url.clone(),
         claims: claims.to_stored(),
         key_id,
         scope: permit.scope().to_vec(),
@@ -528,7 +528,7 @@ struct Draft {
 impl Draft {
     /// The lease, and what entitles to it.
     fn lease(self, app: &App, order: &Order, placement: Placement, state: State) -> (Lease, Entitlement) {
-        let digest = app.policies.current().digest().into();
+        let digest = Arc::clone(app.policies.current().digest());
         let lease =
             Lease::draft(order.lease, self.family, self.subject, placement, order.at, self.token, digest, state);
         (lease, self.by)
@@ -557,7 +557,5 @@ pub fn hash(text: &str) -> Hash {
 /// Lower-case hex.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len() * 2);
-    push_hex(&mut out, bytes);
-    out
+    bytes.iter().flat_map(|byte| hex_of_byte(*byte)).map(char::from).collect()
 }

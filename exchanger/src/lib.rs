@@ -16,6 +16,7 @@ pub mod leases;
 pub mod outbound;
 pub mod policies;
 pub mod policy_cli;
+mod random;
 mod scratch;
 pub mod sealing;
 pub mod signing;

@@ -182,7 +182,7 @@ impl Policies {
         }
         let set = self.current();
         if report.changed {
-            tracing::info!(digest = set.digest(), grants = set.grants().count(), "policies are in force");
+            tracing::info!(digest = &**set.digest(), grants = set.grants().count(), "policies are in force");
         }
         metrics.policies(report.stale.is_empty(), set.grants().count());
     }

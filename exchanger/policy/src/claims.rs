@@ -9,10 +9,11 @@ mod json;
 pub(crate) use json::canonical_int;
 
 use crate::issuer::{Profile, Slot};
+use arcstr::{ArcStr, Substr};
 use json::{Node, Strict};
 use serde::{Serialize, Serializer, de::DeserializeSeed, ser::SerializeMap};
 use std::{
-    borrow::Cow,
+    borrow::{Borrow, Cow},
     fmt,
     sync::{Arc, OnceLock},
 };
@@ -43,11 +44,11 @@ pub enum ClaimsError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registered {
     /// `iss`.
-    pub iss: String,
+    pub iss: Substr,
     /// `sub`.
-    pub sub: Option<String>,
+    pub sub: Option<Substr>,
     /// `aud`, one or more.
-    pub aud: Vec<String>,
+    pub aud: Vec<Substr>,
     /// Whether `aud` was a string, not a list.
     pub aud_is_single: bool,
     /// `exp` in epoch seconds.
@@ -57,14 +58,14 @@ pub struct Registered {
     /// `iat` in epoch seconds.
     pub iat: i64,
     /// `jti`.
-    pub jti: Option<String>,
+    pub jti: Option<Substr>,
 }
 
 /// A claim's value, normalised to the type that the profile gives it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// Text.
-    Text(Box<str>),
+    /// Text: a part of the payload, unless it had to be decoded.
+    Text(Substr),
     /// A whole number.
     Int(i64),
     /// True or false.
@@ -140,11 +141,11 @@ static ABSENT: Held = Held::Absent;
 /// INVARIANT: made by [`Claims::parse`] only, so every value has the type that its profile gives it.
 pub struct Claims {
     profile: Arc<Profile>,
-    payload: Arc<str>,
+    payload: ArcStr,
     registered: Registered,
     held: Vec<Held>,
-    named: Vec<(Box<str>, Held)>,
-    unknown: Vec<Box<str>>,
+    named: Vec<(Substr, Held)>,
+    unknown: Vec<Substr>,
     /// Cut out of other claims when first asked for: most rules never do.
     derived: OnceLock<Vec<Held>>,
 }
@@ -161,24 +162,25 @@ impl Claims {
     /// # Errors
     /// See [`ClaimsError`].
     pub fn parse(profile: &Arc<Profile>, payload: &[u8]) -> Result<Self, ClaimsError> {
-        let payload = std::str::from_utf8(payload).map_err(|_| ClaimsError::Json)?;
-        let mut json = serde_json::Deserializer::from_str(payload);
+        let payload = ArcStr::from(std::str::from_utf8(payload).map_err(|_| ClaimsError::Json)?);
+        let mut json = serde_json::Deserializer::from_str(&payload);
         let node = Strict { depth: 0 }.deserialize(&mut json).map_err(|_| ClaimsError::Json)?;
         json.end().map_err(|_| ClaimsError::Json)?;
         let Node::Object(members) = node else { return Err(ClaimsError::Json) };
 
+        let text = |text: &str| payload.try_substr_from(text).unwrap_or_else(|| Substr::from(text));
         let mut draft = Draft::default();
         let mut held = Vec::new();
         held.resize_with(profile.first_derived(), Held::default);
         let (mut named, mut unknown) = (Vec::new(), Vec::new());
         for (member, node) in &members {
-            let registered = draft.take(member, node)?;
+            let registered = draft.take(member, node, &text)?;
             match profile.readers(member) {
                 Some(readers) => {
                     for reader in readers {
                         let place = held.get_mut(reader.slot as usize);
                         if let (Some(place), Some(claim)) = (place, profile.claim_at(reader.slot)) {
-                            *place = node.at(&reader.path).map_or(Held::Absent, |node| node.held(claim.kind));
+                            *place = node.at(&reader.path).map_or(Held::Absent, |node| node.held(claim.kind, &text));
                             if let Held::Is(Value::Text(text)) = &*place
                                 && profile.misshapen(reader.slot, text)
                             {
@@ -189,20 +191,14 @@ impl Claims {
                 }
                 None if registered => {}
                 None => match profile.claim(member) {
-                    Some(claim) => named.push((Box::from(&**member), node.held(claim.kind))),
-                    None => unknown.push(Box::from(&**member)),
+                    Some(claim) => named.push((text(member), node.held(claim.kind, &text))),
+                    None => unknown.push(text(member)),
                 },
             }
         }
-        let claims = Self {
-            profile: Arc::clone(profile),
-            payload: payload.into(),
-            registered: draft.finish()?,
-            held,
-            named,
-            unknown,
-            derived: OnceLock::new(),
-        };
+        let registered = draft.finish()?;
+        let profile = Arc::clone(profile);
+        let claims = Self { profile, registered, held, named, unknown, derived: OnceLock::new(), payload };
         claims.check_required()?;
         Ok(claims)
     }
@@ -239,7 +235,7 @@ impl Claims {
 
     /// The claims that the audit log may keep, in a fixed order.
     #[must_use]
-    pub fn recorded(&self) -> Recorded<'_> {
+    pub fn recorded(&self) -> Recorded<&Self> {
         Recorded(self)
     }
 
@@ -250,8 +246,8 @@ impl Claims {
 
     /// All claims as a text to keep with a lease, so that a renewal can decide again.
     #[must_use]
-    pub fn to_stored(&self) -> Arc<str> {
-        Arc::clone(&self.payload)
+    pub fn to_stored(&self) -> ArcStr {
+        ArcStr::clone(&self.payload)
     }
 
     /// The claims of a kept text.
@@ -272,7 +268,9 @@ impl Claims {
                 }
                 .unwrap_or(&ABSENT)
             }
-            Slot::Named(name) => self.named.iter().find(|(known, _)| known == name).map_or(&ABSENT, |(_, held)| held),
+            Slot::Named(name) => {
+                self.named.iter().find(|(known, _)| *known == **name).map_or(&ABSENT, |(_, held)| held)
+            }
         }
     }
 
@@ -314,14 +312,14 @@ impl Claims {
     }
 }
 
-/// See [`Claims::recorded`].
-#[derive(Clone, Copy)]
-pub struct Recorded<'a>(&'a Claims);
+/// The claims that the audit log may keep, as JSON in a fixed order.
+#[derive(Clone, Copy, Debug)]
+pub struct Recorded<C>(pub C);
 
-impl Serialize for Recorded<'_> {
+impl<C: Borrow<Claims>> Serialize for Recorded<C> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        let Self(claims) = self;
+        let claims = self.0.borrow();
         for (slot, held) in claims.held.iter().enumerate() {
             let claim = u32::try_from(slot).ok().and_then(|slot| claims.profile.claim_at(slot));
             if let (Some(claim), Held::Is(value)) = (claim.filter(|claim| claim.recorded), held) {
@@ -330,7 +328,7 @@ impl Serialize for Recorded<'_> {
         }
         for (name, held) in &claims.named {
             if let (Some(true), Held::Is(value)) = (claims.profile.claim(name).map(|claim| claim.recorded), held) {
-                map.serialize_entry(name, value)?;
+                map.serialize_entry(&**name, value)?;
             }
         }
         map.end()
@@ -340,21 +338,21 @@ impl Serialize for Recorded<'_> {
 /// The registered claims while they are collected.
 #[derive(Default)]
 struct Draft {
-    iss: Option<String>,
-    sub: Option<String>,
-    aud: Option<(Vec<String>, bool)>,
+    iss: Option<Substr>,
+    sub: Option<Substr>,
+    aud: Option<(Vec<Substr>, bool)>,
     exp: Option<i64>,
     nbf: Option<i64>,
     iat: Option<i64>,
-    jti: Option<String>,
+    jti: Option<Substr>,
 }
 
 impl Draft {
     /// Whether `member` is a registered claim; keeps it if so.
-    fn take(&mut self, member: &str, node: &Node<'_>) -> Result<bool, ClaimsError> {
+    fn take(&mut self, member: &str, node: &Node<'_>, keep: &impl Fn(&str) -> Substr) -> Result<bool, ClaimsError> {
         let wrong = |expected| ClaimsError::Type { claim: member.to_owned(), expected };
         let text = || match node {
-            Node::Text(text) => Ok(Some(text.clone().into_owned())),
+            Node::Text(text) => Ok(Some(keep(text))),
             _ => Err(wrong("a string")),
         };
         let seconds = || match node {
@@ -370,10 +368,10 @@ impl Draft {
             "iat" => self.iat = seconds()?,
             "aud" => {
                 self.aud = Some(match node {
-                    Node::Text(text) => (vec![text.clone().into_owned()], true),
+                    Node::Text(text) => (vec![keep(text)], true),
                     Node::Array(items) => {
                         let texts = items.iter().map(|item| match item {
-                            Node::Text(text) => Ok(text.clone().into_owned()),
+                            Node::Text(text) => Ok(keep(text)),
                             _ => Err(wrong("a string or a list of strings")),
                         });
                         (texts.collect::<Result<_, _>>()?, false)

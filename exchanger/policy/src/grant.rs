@@ -21,12 +21,12 @@ pub struct PolicySet(Arc<Inner>);
 struct Inner {
     grants: HashMap<GrantName, Arc<Grant>>,
     guards: Arc<Guards>,
-    digest: String,
+    digest: Arc<str>,
 }
 
 impl PolicySet {
     pub(crate) fn new(grants: HashMap<GrantName, Arc<Grant>>, guards: Guards, digest: String) -> Self {
-        Self(Arc::new(Inner { grants, guards: Arc::new(guards), digest }))
+        Self(Arc::new(Inner { grants, guards: Arc::new(guards), digest: digest.into() }))
     }
 
     /// The grant of this name.
@@ -60,7 +60,7 @@ impl PolicySet {
 
     /// SHA-256 over the files that it was made from, in hex.
     #[must_use]
-    pub fn digest(&self) -> &str {
+    pub fn digest(&self) -> &Arc<str> {
         &self.0.digest
     }
 }

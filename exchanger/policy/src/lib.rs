@@ -34,7 +34,7 @@ pub mod usage;
 mod values;
 pub mod yaml;
 
-pub use claims::{Claims, ClaimsError, Registered, Value};
+pub use claims::{Claims, ClaimsError, Recorded, Registered, Value};
 pub use compile::{AnyCredential, Compiled, CredentialSource, SpecCompiler, compile};
 pub use decide::{Decision, Denial, DenialKind, Freezes, Permit, Request, Trace, decide};
 pub use document::{Disclose, Mode};

@@ -285,7 +285,8 @@ impl Matcher {
         match (self, held) {
             (Self::Absent, Held::Absent) => true,
             (Self::Text { exact, patterns }, Held::Is(Value::Text(text))) => {
-                exact.binary_search(text).is_ok() || patterns.iter().any(|pattern| pattern.is_match(text))
+                exact.binary_search_by(|known| (**known).cmp(text)).is_ok()
+                    || patterns.iter().any(|pattern| pattern.is_match(text))
             }
             (Self::Int(numbers), Held::Is(Value::Int(number))) => numbers.binary_search(number).is_ok(),
             (Self::Bool(truths), Held::Is(Value::Bool(truth))) => truths.contains(truth),

@@ -112,9 +112,9 @@ impl<'a> CompactJwt<'a> {
     ///
     /// # Errors
     /// When the payload is not an object, or has it twice; `Ok(None)` when `iss` is not a string.
-    pub fn unverified_issuer(&self) -> Result<Option<String>, JwtError> {
+    pub fn unverified_issuer(&self) -> Result<Option<Cow<'_, str>>, JwtError> {
         Ok(self.unverified_claim("iss")?.and_then(|value| match value {
-            Scalar::Text(text) => Some(text.into_owned()),
+            Scalar::Text(text) => Some(text),
             _ => None,
         }))
     }
@@ -395,7 +395,7 @@ mod tests {
         ] {
             let token = token(r#"{"alg":"RS256"}"#, payload);
             let jwt = CompactJwt::parse(&token).expect("the header is fine");
-            assert_eq!(jwt.unverified_issuer(), expected.map(|o| o.map(str::to_owned)), "{payload}");
+            assert_eq!(jwt.unverified_issuer(), expected.map(|o| o.map(Cow::Borrowed)), "{payload}");
         }
     }
 }

@@ -55,9 +55,9 @@ impl Line {
     pub fn to_text(&self) -> String {
         let mut out = String::with_capacity(self.entry.len() + 176);
         let _ = write!(out, "{{\"seq\":{},\"prev\":\"", self.link.seq);
-        push_hex(&mut out, &self.prev);
+        out.push_str(hex_of_hash(&self.prev, &mut [0; 64]));
         out.push_str("\",\"hash\":\"");
-        push_hex(&mut out, &self.link.hash);
+        out.push_str(hex_of_hash(&self.link.hash, &mut [0; 64]));
         out.push_str("\",\"entry\":");
         out.push_str(&self.entry);
         out.push('}');
@@ -86,13 +86,18 @@ impl Line {
     }
 }
 
-/// Appends lower-case hex.
-pub(crate) fn push_hex(out: &mut String, bytes: &[u8]) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for byte in bytes {
-        out.push(char::from(DIGITS[usize::from(byte >> 4)]));
-        out.push(char::from(DIGITS[usize::from(byte & 15)]));
+/// A SHA-256 in lower-case hex, written to `buffer`.
+pub(crate) fn hex_of_hash<'b>(hash: &[u8; 32], buffer: &'b mut [u8; 64]) -> &'b str {
+    for (pair, byte) in buffer.as_chunks_mut().0.iter_mut().zip(hash) {
+        *pair = hex_of_byte(*byte);
     }
+    str::from_utf8(buffer).unwrap_or_default()
+}
+
+/// A byte as two lower-case digits.
+pub(crate) fn hex_of_byte(byte: u8) -> [u8; 2] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]
 }
 
 /// Reads a SHA-256 in lower-case hex.

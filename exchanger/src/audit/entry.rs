@@ -1,12 +1,15 @@
 //! One line of the audit log: allow-listed fields only.
 
+use super::chain::hex_of_hash;
 use crate::{
     clock::Timestamp,
     leases::{Lease, State},
 };
+use jobpass_policy::{Claims, Recorded};
 use jobpass_protocol::{BackendName, DecisionId, GrantName, IssuerName, LeaseId, RuleName};
 use serde::Serialize;
 use serde_json::value::RawValue;
+use std::sync::Arc;
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -69,16 +72,16 @@ pub struct Entry {
     pub backend: Option<BackendName>,
     /// The verified claims that the issuer's profile marks as recorded, as JSON.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub claims: Option<Box<RawValue>>,
+    pub claims: Option<Recorded<Arc<Claims>>>,
     /// SHA-256 (hex) that names the subject token.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_hex")]
+    pub token: Option<[u8; 32]>,
     /// When the credential expires.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_rfc3339_option")]
     pub expires_at: Option<Timestamp>,
     /// The policy set's digest.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub policy: Option<String>,
+    pub policy: Option<Arc<str>>,
     /// A short code or text: a denial's kind, an ending's reason, a backend's error without secrets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -152,6 +155,13 @@ impl Entry {
             reason: because.map(|ending| ending.name().to_owned()),
             ..Self::new(at, event)
         }
+    }
+}
+
+fn as_hex<S: serde::Serializer>(hash: &Option<[u8; 32]>, serializer: S) -> Result<S::Ok, S::Error> {
+    match hash {
+        Some(hash) => serializer.serialize_str(hex_of_hash(hash, &mut [0; 64])),
+        None => serializer.serialize_none(),
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::{
     Link,
-    chain::{parse_hash, push_hex},
+    chain::{hex_of_hash, parse_hash},
 };
 use crate::clock::Timestamp;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -49,8 +49,7 @@ impl Head {
     /// # Errors
     /// When the keys cannot sign.
     pub fn sign(link: Link, at: Timestamp, keys: &dyn Sign) -> Result<Self, String> {
-        let mut hash = String::with_capacity(64);
-        push_hex(&mut hash, &link.hash);
+        let hash = hex_of_hash(&link.hash, &mut [0; 64]).to_owned();
         let at = at.to_string();
         let (kid, signature) = keys.sign(message(link.seq, &hash, &at).as_bytes())?;
         Ok(Self { seq: link.seq, hash, at, kid, signature: URL_SAFE_NO_PAD.encode(signature) })

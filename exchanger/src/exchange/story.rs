@@ -12,10 +12,10 @@ use crate::{
     leases::{Lease, TokenKey},
     store::{Fold, Refusal as Unentitled},
 };
-use jobpass_policy::{Claims, Denial, DenialKind, Permit};
+use jobpass_policy::{Claims, Denial, DenialKind, Permit, Recorded};
 use jobpass_protocol::{DecisionId, GrantName, IssuerName, LeaseId};
-use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
+use std::sync::Arc;
 
 /// What every audit entry of one request has in common.
 pub(super) struct Story {
@@ -32,7 +32,7 @@ impl Story {
         let mut entry = Entry::new(self.at, event);
         entry.decision_id = Some(self.decision);
         entry.issuer = Some(self.issuer.clone());
-        entry.token = Some(hex(&self.token.hash));
+        entry.token = Some(self.token.hash);
         entry.lease_id = self.renewed;
         entry
     }
@@ -45,18 +45,18 @@ impl Story {
         entry.grant = Some(permit.grant().name().clone());
         entry.rule = Some(permit.rule().clone());
         entry.backend = Some(lease.placement().backend.clone());
-        entry.claims = recorded(permit.claims());
+        entry.claims = Some(Recorded(Arc::clone(permit.claims())));
         entry.expires_at = Some(expires_at);
-        entry.policy = Some(lease.policy_digest().to_owned());
+        entry.policy = Some(Arc::clone(lease.policy_digest()));
         entry
     }
 
     /// A policy's no, audited with its trace; repeats are folded.
-    pub(super) async fn deny(&self, app: &App, grant: &str, claims: &Claims, denial: Denial) -> Refusal {
+    pub(super) async fn deny(&self, app: &App, grant: &str, claims: &Arc<Claims>, denial: Denial) -> Refusal {
         let mut entry = self.blank(Event::Denied);
         entry.grant = GrantName::parse(grant).ok();
-        entry.claims = recorded(claims);
-        entry.policy = Some(app.policies.current().digest().to_owned());
+        entry.claims = Some(Recorded(Arc::clone(claims)));
+        entry.policy = Some(Arc::clone(app.policies.current().digest()));
         entry.reason = Some(kind_code(&denial.kind).to_owned());
         entry.trace = serde_json::value::to_raw_value(&denial.trace()).ok();
         // Unknown grants are folded as known ones are, or the time that a denial takes would tell them apart.
@@ -138,11 +138,6 @@ impl Story {
             | MintError::Unclear(_) => Refusal::Backend { decision: self.decision },
         }
     }
-}
-
-/// The claims that the issuer's profile marks as recorded, as JSON.
-fn recorded(claims: &Claims) -> Option<Box<RawValue>> {
-    serde_json::value::to_raw_value(&claims.recorded()).ok()
 }
 
 const fn kind_code(kind: &DenialKind) -> &'static str {

@@ -102,7 +102,7 @@ impl LeaseView {
             backend: lease.placement().backend.to_string(),
             remote_name: lease.id().remote_name(),
             opened_at: lease.opened_at(),
-            policy: lease.policy_digest().to_owned(),
+            policy: lease.policy_digest().to_string(),
             claims: serde_json::from_str(&subject.claims).unwrap_or_default(),
         }
     }
@@ -526,5 +526,5 @@ async fn reload(State(app): State<Arc<App>>) -> Json<ReloadView> {
     let report = reload_policies(&app).await;
     let problems =
         report.stale.iter().map(|(_, reason)| reason.clone()).chain(report.diagnostics.iter().cloned()).collect();
-    Json(ReloadView { digest: app.policies.current().digest().to_owned(), changed: report.changed, problems })
+    Json(ReloadView { digest: app.policies.current().digest().to_string(), changed: report.changed, problems })
 }

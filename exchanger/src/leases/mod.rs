@@ -7,6 +7,7 @@ pub mod reaper;
 pub mod resealing;
 
 use crate::{clock::Timestamp, sealing::Sealed};
+use arcstr::ArcStr;
 use jobpass_protocol::{BackendName, GrantName, IssuerName, LeaseId, RuleName};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -194,9 +195,9 @@ pub struct Subject {
     /// The issuer's URL at that time.
     pub issuer_url: String,
     /// All verified claims, as [`jobpass_policy::Claims::to_stored`] wrote them: renewal decides on them again.
-    pub claims: Arc<str>,
+    pub claims: ArcStr,
     /// The `kid` of the issuer's key that signed the subject token.
-    pub key_id: String,
+    pub key_id: Arc<str>,
     /// The granted scope.
     pub scope: Vec<String>,
 }
@@ -298,7 +299,7 @@ impl Lease {
 
     /// The digest of the policies that permitted it.
     #[must_use]
-    pub fn policy_digest(&self) -> &str {
+    pub fn policy_digest(&self) -> &Arc<str> {
         &self.policy_digest
     }
 

@@ -124,9 +124,9 @@ fn what_binds_grants_stays_while_there_are_errors() {
         let guarded = world.policies.current().digest().to_owned();
         world.write("a/x.yaml", "grant: [");
         world.remove(&guards_path);
-        assert_eq!(world.policies.current().digest(), guarded, "{name}");
+        assert_eq!(*world.policies.current().digest(), guarded, "{name}");
         world.write("b/guards.yaml", guards);
-        assert_eq!(world.policies.current().digest(), guarded, "{name} is moved");
+        assert_eq!(*world.policies.current().digest(), guarded, "{name} is moved");
         world.write("a/x.yaml", &grant("x", "5m"));
         assert_eq!(world.grants(), ["a: x 300"]);
     }
@@ -143,10 +143,10 @@ fn what_binds_grants_is_in_force_though_nothing_else_is() {
     };
     let odd = world.root.path().join("a/x.yaml");
     fs::write(&odd, "grant: [").expect("written");
-    assert_eq!(start_anew().current().digest(), guarded, "beside a file with errors");
+    assert_eq!(*start_anew().current().digest(), guarded, "beside a file with errors");
     fs::remove_file(&odd).expect("removed");
     std::os::unix::fs::symlink("/nowhere", &odd).expect("linked");
-    assert_eq!(start_anew().current().digest(), guarded, "beside a file that cannot be read");
+    assert_eq!(*start_anew().current().digest(), guarded, "beside a file that cannot be read");
     fs::remove_file(&odd).expect("removed");
     fs::write(&odd, grant("y", "10m")).expect("written");
     assert_eq!(start_anew().current().grants().count(), 0, "nobody has the name");
@@ -164,7 +164,7 @@ fn new_guards_bind_though_their_directory_is_held_up() {
     let before = world.policies.current().digest().to_owned();
     fs::write(world.root.path().join("a/z.yaml"), grant("y", "10m")).expect("written");
     assert_eq!(world.write("a/guards.yaml", guards).stale.len(), 1);
-    assert_ne!(world.policies.current().digest(), before);
+    assert_ne!(*world.policies.current().digest(), before);
     assert_eq!(world.grants(), ["a: x 600", "b: y 600"]);
 }
 
@@ -233,7 +233,7 @@ fn a_grant_is_removed_also_beside_what_cannot_be_read() {
         assert_eq!(world.grants(), ["b: two 600"]);
         let guarded = world.policies.current().digest().to_owned();
         world.remove("b/guards.yaml");
-        assert_eq!(world.policies.current().digest(), guarded, "a guard is not removed so");
+        assert_eq!(*world.policies.current().digest(), guarded, "a guard is not removed so");
     }
 }
 

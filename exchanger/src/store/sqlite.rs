@@ -27,7 +27,7 @@ use folds::Folds;
 use futures_util::future::BoxFuture;
 use jobpass_policy::Freezes;
 use jobpass_protocol::{BackendName, LeaseId};
-use packed::Samples;
+use packed::{Kind, Samples, Sort};
 use rusqlite::{Connection, ErrorCode, OptionalExtension as _, params};
 use rustix::fs::{FlockOperation, flock, statvfs};
 use std::{
@@ -175,9 +175,10 @@ impl SqliteStore {
         self.check_space()?;
         let body = opening.entry.to_json().map_err(|error| StoreError::Corrupt(error.to_string()))?;
         let (subject, samples) = (&opening.lease.subject, &self.shared.samples);
+        let kind = |sort| Kind(sort, subject.issuer.clone());
         let texts = Arc::new(Texts {
-            claims: samples.pack(&format!("claims of {}", subject.issuer), &subject.claims),
-            entry: samples.pack(&format!("entries about {}", subject.issuer), &body),
+            claims: samples.pack(&kind(Sort::Claims), &subject.claims),
+            entry: samples.pack(&kind(Sort::Entry), &body),
             body: body.into(),
         });
         let written = Arc::clone(&texts);

@@ -88,7 +88,7 @@ pub enum IssuerError {
 /// the config says so.
 #[derive(Debug)]
 pub struct Trust {
-    pub(super) policy: Issuer,
+    pub(super) policy: Arc<Issuer>,
     pub(super) url: Url,
     pub(super) algorithms: Vec<Algorithm>,
     pub(super) origin: Origin,
@@ -147,7 +147,7 @@ impl Trust {
             KeySource::Uri(address) => Origin::Web(Outbound::new(options)?, Some(address)),
             KeySource::Discovery => Origin::Web(Outbound::new(options)?, None),
         };
-        Ok(Self { policy, url, algorithms, origin, distrusted_keys })
+        Ok(Self { policy: Arc::new(policy), url, algorithms, origin, distrusted_keys })
     }
 
     /// What its tokens look like.

@@ -104,7 +104,7 @@ impl Verifier {
     pub async fn verify(&self, token: &str) -> Result<VerifiedToken, TokenError> {
         let jwt = CompactJwt::parse(token)?;
         let iss = jwt.unverified_issuer()?.ok_or(TokenError::NoIssuer)?;
-        let keys = self.issuers.get(&iss).ok_or(TokenError::UnknownIssuer)?;
+        let keys = self.issuers.get(&*iss).ok_or(TokenError::UnknownIssuer)?;
         let key_id = verify_signature(&jwt, keys).await?;
         let trust = keys.of();
         if !trust.vouches(&iss, &key_id) {
@@ -184,7 +184,7 @@ pub struct VerifiedToken {
 impl VerifiedToken {
     /// Who vouches for the job.
     #[must_use]
-    pub fn issuer(&self) -> &Issuer {
+    pub fn issuer(&self) -> &Arc<Issuer> {
         &self.keys.of().policy
     }
 
@@ -208,7 +208,7 @@ impl VerifiedToken {
 
     /// The issuer's key that signed it: its `kid`, or a fingerprint where it has none.
     #[must_use]
-    pub fn key_id(&self) -> &str {
+    pub fn key_id(&self) -> &Arc<str> {
         &self.key_id
     }
 

@@ -95,7 +95,7 @@ async fn a_good_token() {
         assert_eq!(verified.issuer().url, world.issuer.url());
         assert_eq!(verified.claims().tenant().as_deref(), Some("1001"));
         assert_eq!(verified.expires_at(), Timestamp::from_secs(NOW + 300));
-        assert_eq!(verified.key_id(), world.issuer.jwks()["keys"][0]["kid"].as_str().expect("a kid"));
+        assert_eq!(&**verified.key_id(), world.issuer.jwks()["keys"][0]["kid"].as_str().expect("a kid"));
         let again = world.verifier.verify(&token).await.expect("it still is");
         assert_eq!(again.key(), verified.key());
         assert_ne!(world.verifier.verify(&world.token()).await.expect("another one").key(), verified.key());

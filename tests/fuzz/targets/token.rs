@@ -24,7 +24,7 @@ fn token(text: &str) {
     for profile in Profile::all() {
         let Ok(claims) = Claims::parse(profile, jwt.payload()) else { continue };
         // Whoever looks up the issuer and whoever decides must read the same `iss`.
-        assert_eq!(issuer.as_ref().ok().and_then(Option::as_ref), Some(&claims.registered().iss));
+        assert_eq!(issuer.as_ref().ok().and_then(Option::as_deref), Some(&*claims.registered().iss));
         for known in profile.claims() {
             let _ = claims.text(&known.name);
         }

@@ -2,6 +2,7 @@
 
 use super::{Held, MAX_DEPTH, Value};
 use crate::issuer::Kind;
+use arcstr::Substr;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use std::{borrow::Cow, fmt};
 
@@ -26,10 +27,11 @@ impl Node<'_> {
         })
     }
 
-    pub(super) fn held(&self, kind: Kind) -> Held {
+    /// The value as a claim of this kind; `keep` makes a text stay.
+    pub(super) fn held(&self, kind: Kind, keep: &impl Fn(&str) -> Substr) -> Held {
         let value = match (kind, self) {
             (_, Node::Null) => return Held::Absent,
-            (Kind::Text, node) => node.scalar().map(|text| Value::Text(text.into())),
+            (Kind::Text, node) => node.scalar().map(|text| Value::Text(keep(&text))),
             (Kind::Int, Node::Int(number)) => Some(Value::Int(*number)),
             (Kind::Int, Node::Text(text)) => canonical_int(text).map(Value::Int),
             (Kind::Bool, Node::Bool(yes)) => Some(Value::Bool(*yes)),

@@ -66,7 +66,7 @@ fn truths(expr: &IdedExpr, known: &Known) -> Option<Outcomes> {
                 item,
                 list,
                 known,
-                |item, list| matches!((item, list), (Value::Text(item), Value::List(list)) if list.contains(item)),
+                |item, list| matches!((item, list), (Value::Text(item), Value::List(list)) if list.iter().any(|one| **one == **item)),
             ),
         },
         ("startsWith", Some(text), [part]) => compared_texts(text, part, known, |text, part| text.starts_with(part)),

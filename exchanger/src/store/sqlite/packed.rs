@@ -4,13 +4,15 @@
 //! entries about them. A packed text is the byte 0 and the text, or the byte 1, a sample's id and an LZ4
 //! block whose dictionary is the sample. Statements read a packed column as `unpack(column)`.
 
-use super::{Fault, writer::lock};
+use super::{Fault, rows::corrupt, writer::lock};
 use crate::{audit::Entry, clock::Timestamp};
 use aws_lc_rs::digest::{SHA256, digest};
+use jobpass_protocol::IssuerName;
 use lz4_flex::block::decompress_size_prepended_with_dict;
 use rusqlite::{Connection, functions::FunctionFlags};
 use std::{
     collections::HashMap,
+    fmt,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -24,6 +26,47 @@ const SHORTEST: usize = 256;
 /// Samples of one kind; a text that looks like none of them becomes the next one once it is written.
 const MOST: usize = 8;
 
+/// What a text is, and of whose jobs: such texts look alike.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Kind(pub(super) Sort, pub(super) IssuerName);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Sort {
+    /// A lease's claims.
+    Claims,
+    /// An audit entry about a lease.
+    Entry,
+    /// One about none. Apart from the others: jobs that are denied have a say in what these look like.
+    EntryAlone,
+}
+
+impl Sort {
+    const ALL: [Self; 3] = [Self::Claims, Self::Entry, Self::EntryAlone];
+
+    /// What comes before the issuer's name in the column `samples.kind`.
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Claims => "claims of ",
+            Self::Entry => "entries about ",
+            Self::EntryAlone => "entries without a lease, of ",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.0.words(), self.1)
+    }
+}
+
+impl Kind {
+    fn parse(text: &str) -> Option<Self> {
+        Sort::ALL
+            .into_iter()
+            .find_map(|sort| Some(Self(sort, IssuerName::parse(text.strip_prefix(sort.words())?).ok()?)))
+    }
+}
+
 struct Sample {
     /// The first eight bytes of the text's SHA-256.
     id: i64,
@@ -36,12 +79,14 @@ struct Sample {
 struct Known {
     by_id: HashMap<i64, Arc<Sample>>,
     /// The samples of a kind; new texts are compared with the first one first.
-    of_kind: HashMap<String, Vec<Arc<Sample>>>,
+    of_kind: HashMap<Kind, Vec<Arc<Sample>>>,
 }
 
 impl Known {
-    fn add(&mut self, sample: Arc<Sample>) {
-        self.of_kind.entry(sample.kind.clone()).or_default().push(Arc::clone(&sample));
+    fn add(&mut self, kind: Option<Kind>, sample: Arc<Sample>) {
+        if let Some(kind) = kind {
+            self.of_kind.entry(kind).or_default().push(Arc::clone(&sample));
+        }
         self.by_id.insert(sample.id, sample);
     }
 }
@@ -56,7 +101,7 @@ pub(super) struct Packed {
     /// What it needs to be read again and may not be on disk yet.
     sample: Option<Arc<Sample>>,
     /// What it is a sample of, because it is like no other.
-    novel: Option<Arc<Sample>>,
+    novel: Option<(Kind, Arc<Sample>)>,
 }
 
 impl Samples {
@@ -66,8 +111,9 @@ impl Samples {
         let mut statement = conn.prepare("SELECT id, kind, text FROM samples ORDER BY rowid")?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
-            let (id, kind, text) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            known.add(Arc::new(Sample { id, kind, text, durable: true.into() }));
+            let (id, kind, text) = (row.get(0)?, row.get::<_, String>(1)?, row.get(2)?);
+            // What is of no kind that we know can still be read.
+            known.add(Kind::parse(&kind), Arc::new(Sample { id, kind, text, durable: true.into() }));
         }
         Ok(Arc::new(Self(Mutex::new(known))))
     }
@@ -85,7 +131,7 @@ impl Samples {
     }
 
     /// Packs a text of a kind.
-    pub(super) fn pack(&self, kind: &str, text: &str) -> Packed {
+    pub(super) fn pack(&self, kind: &Kind, text: &str) -> Packed {
         if text.len() < SHORTEST {
             return Packed::plain(text);
         }
@@ -108,24 +154,23 @@ impl Samples {
             _ => {
                 let id =
                     digest(&SHA256, text.as_bytes()).as_ref().first_chunk().map_or(0, |id| i64::from_be_bytes(*id));
-                let novel = Sample { id, kind: kind.to_owned(), text: text.to_owned(), durable: false.into() };
-                Packed { novel: Some(Arc::new(novel)), ..Packed::plain(text) }
+                let novel = Sample { id, kind: kind.to_string(), text: text.to_owned(), durable: false.into() };
+                Packed { novel: Some((kind.clone(), Arc::new(novel))), ..Packed::plain(text) }
             }
         }
     }
 
     /// An entry that belongs to no lease: its time, and it as JSON and packed.
     pub(super) fn pack_entry(&self, entry: &Entry) -> Result<(Timestamp, Arc<str>, Packed), Fault> {
-        let body = entry.to_json().map_err(super::rows::corrupt)?;
+        let body = entry.to_json().map_err(corrupt)?;
         let packed = match &entry.issuer {
-            // Apart from those about leases: jobs that are denied have a say in what these look like.
-            Some(issuer) => self.pack(&format!("entries without a lease, of {issuer}"), &body),
+            Some(issuer) => self.pack(&Kind(Sort::EntryAlone, issuer.clone()), &body),
             None => Packed::plain(&body),
         };
         Ok((entry.at, body.into(), packed))
     }
 
-    fn prefer(&self, kind: &str, sample: &Arc<Sample>) {
+    fn prefer(&self, kind: &Kind, sample: &Arc<Sample>) {
         if let Some(samples) = lock(&self.0).of_kind.get_mut(kind)
             && let Some(at) = samples.iter().position(|known| known.id == sample.id)
         {
@@ -138,13 +183,13 @@ impl Samples {
         if let Some(sample) = &packed.sample {
             sample.durable.store(true, Ordering::Relaxed);
         }
-        if let Some(novel) = &packed.novel {
+        if let Some((kind, novel)) = &packed.novel {
             let mut known = lock(&self.0);
-            let samples = known.of_kind.get(&novel.kind).map_or(&[][..], |samples| samples);
+            let samples = known.of_kind.get(kind).map_or(&[][..], |samples| samples);
             // Several of the same sort may have been written at once.
             let alike = |sample: &Arc<Sample>| Packed::difference(Arc::clone(sample), &novel.text).pays(&novel.text);
             if samples.len() < MOST && !samples.iter().any(alike) {
-                known.add(Arc::clone(novel));
+                known.add(Some(kind.clone()), Arc::clone(novel));
             }
         }
     }
@@ -271,6 +316,10 @@ fn write_rest(out: &mut Vec<u8>, length: usize) {
 mod tests {
     use super::*;
 
+    fn kind() -> Kind {
+        Kind(Sort::Claims, IssuerName::parse("github").expect("a name"))
+    }
+
     fn claims(repository: &str, run: u32) -> String {
         let names = ["actor", "environment", "event_name", "job_workflow_ref", "ref", "repository_owner", "workflow"];
         let body: Vec<String> =
@@ -280,7 +329,7 @@ mod tests {
 
     /// Packs a text, and says that it was written.
     fn write(samples: &Samples, text: &str) -> Packed {
-        let packed = samples.pack("claims", text);
+        let packed = samples.pack(&kind(), text);
         samples.written(&packed);
         assert_eq!(samples.unpack(packed.bytes()).as_deref(), Some(text));
         packed
@@ -327,13 +376,13 @@ mod tests {
         }
         assert_eq!(lock(&samples.0).by_id.len(), MOST);
         let text = odd(99);
-        assert_eq!(samples.pack("claims", &text).bytes().len(), 1 + text.len(), "kept as it is where no sample helps");
+        assert_eq!(samples.pack(&kind(), &text).bytes().len(), 1 + text.len(), "kept as it is where no sample helps");
         // Nor do texts that were packed and never written, or the same sort written at once.
         let samples = Samples::default();
         for turn in 0..20 {
-            samples.pack("claims", &odd(turn));
+            samples.pack(&kind(), &odd(turn));
         }
-        let at_once = [1, 2, 3].map(|run| samples.pack("claims", &claims("app", run)));
+        let at_once = [1, 2, 3].map(|run| samples.pack(&kind(), &claims("app", run)));
         at_once.iter().for_each(|packed| samples.written(packed));
         assert_eq!(lock(&samples.0).by_id.len(), 1);
     }
@@ -345,11 +394,11 @@ mod tests {
         let samples = Samples::default();
         write(&samples, &claims("app", 1)).write_sample(&conn).expect("room");
         let text = claims("app", 2);
-        let (second, lost) = (samples.pack("claims", &text), samples.pack("claims", &claims("app", 3)));
+        let (second, lost) = (samples.pack(&kind(), &text), samples.pack(&kind(), &claims("app", 3)));
         lost.write_sample(&conn).expect("room");
         second.write_sample(&conn).expect("room");
         samples.written(&second);
-        assert!(samples.pack("claims", &text).sample.is_none(), "it is written once");
+        assert!(samples.pack(&kind(), &text).sample.is_none(), "it is written once");
         let again = Samples::load(&conn).expect("the samples are readable");
         assert_eq!(again.unpack(second.bytes()).as_deref(), Some(&*text));
     }

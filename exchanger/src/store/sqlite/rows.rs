@@ -7,6 +7,7 @@ use crate::{
     sealing::Sealed,
     store::{Hash, StoreError},
 };
+use arcstr::ArcStr;
 use jobpass_protocol::{BackendName, GrantName, IssuerName, LeaseId, RuleName};
 use rusqlite::{CachedStatement, Connection, Row, params};
 use std::sync::Arc;
@@ -126,7 +127,7 @@ pub(super) fn lease(row: &Row<'_>) -> Result<Lease, Fault> {
             issuer: IssuerName::parse(text(11)?).map_err(corrupt)?,
             issuer_url: row.get(12)?,
             key_id: row.get(13)?,
-            claims: Arc::from(text(14)?),
+            claims: ArcStr::from(text(14)?),
             scope: text(15)?.split(' ').filter(|scope| !scope.is_empty()).map(str::to_owned).collect(),
         },
         opened_at: time(16)?,
