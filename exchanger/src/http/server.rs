@@ -211,7 +211,7 @@ impl House {
         let service =
             Answering { router: TowerToHyperService::new(self.router.clone()), calls: Arc::clone(&calls), idle };
         let mut connection = pin!(self.builder.serve_connection(TokioIo::new(stream), service));
-        let (mut phase, mut over) = (self.phase.clone(), self.phase.clone());
+        let mut phase = self.phase.clone();
         let mut closing = false;
         loop {
             let grace = if closing { CLOSING } else { Duration::ZERO };
@@ -231,8 +231,11 @@ impl House {
                         return;
                     }
                 }
-                () = reached(&mut phase, Phase::Draining), if !closing => {}
-                () = reached(&mut over, Phase::Over) => return,
+                () = reached(&mut phase, if closing { Phase::Over } else { Phase::Draining }) => {
+                    if closing {
+                        return;
+                    }
+                }
             }
             connection.as_mut().graceful_shutdown();
             closing = true;
