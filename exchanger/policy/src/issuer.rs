@@ -11,10 +11,11 @@ pub(crate) use file::{unnamed, unwrapped};
 
 use crate::claims::Claims;
 use file::profiles;
+use foldhash::HashMap;
 use jobpass_protocol::IssuerName;
 use regex::Regex;
 use serde::Deserialize;
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 /// A configured issuer, as policy sees it.
 #[derive(Clone, Debug)]

@@ -126,15 +126,24 @@ impl<'de> Visitor<'de> for Strict {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node<'de>, A::Error> {
         let depth = deeper(self.depth)?;
         let mut members: Vec<(Cow<'de, str>, Node<'de>)> = Vec::with_capacity(if depth == 1 { 48 } else { 0 });
+        let mut marks = 0;
         while let Some(Node::Text(name)) = map.next_key_seed(Strict { depth })? {
-            if members.iter().any(|(known, _)| *known == name) {
+            let mark = mark(&name);
+            if marks & mark != 0 && members.iter().any(|(known, _)| *known == name) {
                 return Err(A::Error::custom("duplicate member"));
             }
+            marks |= mark;
             let node = map.next_value_seed(Strict { depth })?;
             members.push((name, node));
         }
         Ok(Node::Object(members))
     }
+}
+
+/// One of 128 bits, the same one for the same name: a name whose bit is not set yet is new.
+fn mark(name: &str) -> u128 {
+    let (first, last) = (name.bytes().next().unwrap_or(0), name.bytes().last().unwrap_or(0));
+    1 << ((name.len() * 37 + usize::from(first) * 11 + usize::from(last)) % 128)
 }
 
 fn deeper<E: serde::de::Error>(depth: usize) -> Result<usize, E> {

@@ -1,10 +1,11 @@
 //! Profiles as their files write them.
 
 use super::{Ask, Claim, Class, Derivation, Kind, LintFacts, Profile, Reader, Subject, UrlForm, Words};
+use foldhash::HashMap;
 use regex::Regex;
 use serde::Deserialize;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{Arc, OnceLock},
 };
 
@@ -182,8 +183,8 @@ impl File {
             first: file.first,
             claims: Vec::new(),
             prefixes: Vec::new(),
-            by_name: HashMap::new(),
-            readers: HashMap::new(),
+            by_name: HashMap::default(),
+            readers: HashMap::default(),
             derivations: Vec::new(),
             first_derived: 0,
         };
