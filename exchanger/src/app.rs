@@ -12,7 +12,7 @@ use crate::{
         resealing::{self, ResealError},
     },
     policies::{self, Policies, Report},
-    random::random,
+    random,
     scratch::Scratch,
     sealing::Sealing,
     signing::Keys,
@@ -137,7 +137,7 @@ impl App {
 
     /// A fresh handle for a lease.
     pub fn new_handle(&self, lease: LeaseId) -> LeaseHandle {
-        LeaseHandle::from_random(lease, &random())
+        LeaseHandle::from_random(lease, &random::secret())
     }
 
     /// Counts a workload's request against its limit.
@@ -530,6 +530,6 @@ async fn prune(app: Arc<App>, mut stop: watch::Receiver<bool>) {
 
 fn uuid_v7(now: Timestamp) -> Uuid {
     let millis = u64::try_from(now.millis()).unwrap_or(0);
-    let random: [u8; 10] = random();
+    let random = random::distinct::<10>();
     uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid()
 }

@@ -64,7 +64,7 @@ pub struct Registered {
 /// A claim's value, normalised to the type that the profile gives it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// Text: a part of the payload, unless it had to be decoded.
+    /// Text: a part of the payload where it is written there as it is.
     Text(Substr),
     /// A whole number.
     Int(i64),
@@ -235,7 +235,13 @@ impl Claims {
 
     /// The claims that the audit log may keep, in a fixed order.
     #[must_use]
-    pub fn recorded(&self) -> Recorded<&Self> {
+    pub const fn recorded(&self) -> Recorded<&Self> {
+        Recorded(self)
+    }
+
+    /// The same, for later.
+    #[must_use]
+    pub const fn into_recorded(self: Arc<Self>) -> Recorded<Arc<Self>> {
         Recorded(self)
     }
 
@@ -285,7 +291,7 @@ impl Claims {
             for (name, target) in &derivation.targets {
                 let place = derived.get_mut(*target as usize - first);
                 if let (Some(place), Some(part)) = (place, captures.name(name)) {
-                    *place = Held::Is(Value::Text(part.as_str().into()));
+                    *place = Held::Is(Value::Text(text.substr_from(part.as_str())));
                 }
             }
         }
@@ -312,9 +318,9 @@ impl Claims {
     }
 }
 
-/// The claims that the audit log may keep, as JSON in a fixed order.
+/// The claims that the audit log may keep, and no way to the others: see [`Claims::recorded`].
 #[derive(Clone, Copy, Debug)]
-pub struct Recorded<C>(pub C);
+pub struct Recorded<C>(C);
 
 impl<C: Borrow<Claims>> Serialize for Recorded<C> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -462,6 +468,34 @@ mod tests {
             let claims = parse(&text).expect("claims");
             assert_eq!(claims.get("sub").is_some(), usable, "{sub}");
             assert_eq!(claims.text("sub_owner_id").as_deref(), owner_id, "{sub}");
+        }
+    }
+
+    #[test]
+    fn however_many_members_each_is_there_once() {
+        // More than there are marks, so that many share one.
+        let names: Vec<String> = (0..300).map(|i| i.to_string()).collect();
+        let members: String = names.iter().map(|name| format!(r#","{name}":1"#)).collect();
+        assert_eq!(parse(&payload(&members)).expect("claims").unknown().collect::<Vec<_>>(), names);
+        for name in names.iter().chain(&["jti".to_owned(), "event_name".to_owned()]) {
+            let text = payload(&format!(r#"{members},"{name}":"y""#));
+            assert_eq!(parse(&text).err(), Some(ClaimsError::Json), "{name}");
+        }
+    }
+
+    #[test]
+    fn texts_are_what_the_token_says() {
+        for (written, read) in [
+            (r#""""#, ""),
+            (r#""acme/api""#, "acme/api"),
+            (r#""a\"b""#, "a\"b"),
+            (r#""\u0061cme""#, "acme"),
+            (r#""\ud83d\ude00é""#, "😀é"),
+            ("1001", "1001"),
+            ("true", "true"),
+        ] {
+            let claims = parse(&payload(&format!(r#","workflow":{written}"#))).expect("claims");
+            assert_eq!(claims.text("workflow").as_deref(), Some(read), "{written}");
         }
     }
 

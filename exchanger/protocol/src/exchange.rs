@@ -218,7 +218,7 @@ impl<'a> Form<'a> {
             scope: self.scope()?,
             requested_token_type: self.text("requested_token_type"),
             ttl: self.ttl()?,
-            session: self.take("session").map(|text| SessionSecret::parse(&text)).transpose()?,
+            session: self.secret("session").map(|text| SessionSecret::parse(text.expose())).transpose()?,
             request_id: self.request_id()?,
             public_key: self.text("public_key"),
             csr: self.text("csr"),
@@ -242,9 +242,9 @@ impl<'a> Form<'a> {
         if self.take("scope").is_some() {
             return Err(FormError::Unsupported("scope"));
         }
-        let handle = self.take("refresh_token").ok_or(FormError::Missing("refresh_token"))?;
+        let handle = self.secret("refresh_token").ok_or(FormError::Missing("refresh_token"))?;
         Ok(RenewRequest {
-            handle: LeaseHandle::parse(&handle).map_err(FormError::Handle)?,
+            handle: LeaseHandle::parse(handle.expose()).map_err(FormError::Handle)?,
             ttl: self.ttl()?,
             request_id: self.request_id()?,
         })

@@ -41,6 +41,16 @@ pub enum Event {
     Server,
 }
 
+/// Verified claims that the issuer's profile marks as recorded.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum RecordedClaims {
+    /// Of a token that is in memory as long as the entry is.
+    Of(Recorded<Arc<Claims>>),
+    /// As JSON: denials are kept for a while to be folded, and must not keep whole tokens.
+    Json(Box<RawValue>),
+}
+
 /// One audit entry, before the chain numbers and hashes it.
 ///
 /// Allow-listed by construction: identities, decisions, hashes. There is no field that could hold a
@@ -70,9 +80,9 @@ pub struct Entry {
     /// The backend.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<BackendName>,
-    /// The verified claims that the issuer's profile marks as recorded, as JSON.
+    /// The verified claims that the issuer's profile marks as recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub claims: Option<Recorded<Arc<Claims>>>,
+    pub claims: Option<RecordedClaims>,
     /// SHA-256 (hex) that names the subject token.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_hex")]
     pub token: Option<[u8; 32]>,

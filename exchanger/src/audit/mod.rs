@@ -8,6 +8,6 @@ pub mod sink;
 pub mod verify;
 
 pub use chain::{Line, Link};
-pub use entry::{Entry, Event};
+pub use entry::{Entry, Event, RecordedClaims};
 pub use head::{Head, Sign};
 pub use sink::{StreamSettings, stream};

@@ -3,7 +3,7 @@
 use super::{Refusal, hash, hex};
 use crate::{
     app::App,
-    audit::{Entry, Event},
+    audit::{Entry, Event, RecordedClaims},
     backends::{
         MintError,
         limits::{Busy, Slot},
@@ -12,8 +12,9 @@ use crate::{
     leases::{Lease, TokenKey},
     store::{Fold, Refusal as Unentitled},
 };
-use jobpass_policy::{Claims, Denial, DenialKind, Permit, Recorded};
+use jobpass_policy::{Claims, Denial, DenialKind, Permit};
 use jobpass_protocol::{DecisionId, GrantName, IssuerName, LeaseId};
+use serde_json::value::to_raw_value;
 use sha2::{Digest as _, Sha256};
 use std::sync::Arc;
 
@@ -45,20 +46,20 @@ impl Story {
         entry.grant = Some(permit.grant().name().clone());
         entry.rule = Some(permit.rule().clone());
         entry.backend = Some(lease.placement().backend.clone());
-        entry.claims = Some(Recorded(Arc::clone(permit.claims())));
+        entry.claims = Some(RecordedClaims::Of(Arc::clone(permit.claims()).into_recorded()));
         entry.expires_at = Some(expires_at);
         entry.policy = Some(Arc::clone(lease.policy_digest()));
         entry
     }
 
     /// A policy's no, audited with its trace; repeats are folded.
-    pub(super) async fn deny(&self, app: &App, grant: &str, claims: &Arc<Claims>, denial: Denial) -> Refusal {
+    pub(super) async fn deny(&self, app: &App, grant: &str, claims: &Claims, denial: Denial) -> Refusal {
         let mut entry = self.blank(Event::Denied);
         entry.grant = GrantName::parse(grant).ok();
-        entry.claims = Some(Recorded(Arc::clone(claims)));
+        entry.claims = to_raw_value(&claims.recorded()).ok().map(RecordedClaims::Json);
         entry.policy = Some(Arc::clone(app.policies.current().digest()));
         entry.reason = Some(kind_code(&denial.kind).to_owned());
-        entry.trace = serde_json::value::to_raw_value(&denial.trace()).ok();
+        entry.trace = to_raw_value(&denial.trace()).ok();
         // Unknown grants are folded as known ones are, or the time that a denial takes would tell them apart.
         let job = Sha256::new()
             .chain_update(self.issuer.as_str())

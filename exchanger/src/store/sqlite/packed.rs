@@ -70,7 +70,8 @@ impl Kind {
 struct Sample {
     /// The first eight bytes of the text's SHA-256.
     id: i64,
-    kind: String,
+    /// None where it is no kind that we know: such a sample can still be read.
+    kind: Option<Kind>,
     text: String,
     durable: AtomicBool,
 }
@@ -83,9 +84,9 @@ struct Known {
 }
 
 impl Known {
-    fn add(&mut self, kind: Option<Kind>, sample: Arc<Sample>) {
-        if let Some(kind) = kind {
-            self.of_kind.entry(kind).or_default().push(Arc::clone(&sample));
+    fn add(&mut self, sample: Arc<Sample>) {
+        if let Some(kind) = &sample.kind {
+            self.of_kind.entry(kind.clone()).or_default().push(Arc::clone(&sample));
         }
         self.by_id.insert(sample.id, sample);
     }
@@ -101,7 +102,7 @@ pub(super) struct Packed {
     /// What it needs to be read again and may not be on disk yet.
     sample: Option<Arc<Sample>>,
     /// What it is a sample of, because it is like no other.
-    novel: Option<(Kind, Arc<Sample>)>,
+    novel: Option<Arc<Sample>>,
 }
 
 impl Samples {
@@ -111,9 +112,8 @@ impl Samples {
         let mut statement = conn.prepare("SELECT id, kind, text FROM samples ORDER BY rowid")?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
-            let (id, kind, text) = (row.get(0)?, row.get::<_, String>(1)?, row.get(2)?);
-            // What is of no kind that we know can still be read.
-            known.add(Kind::parse(&kind), Arc::new(Sample { id, kind, text, durable: true.into() }));
+            let (id, kind, text) = (row.get(0)?, Kind::parse(&row.get::<_, String>(1)?), row.get(2)?);
+            known.add(Arc::new(Sample { id, kind, text, durable: true.into() }));
         }
         Ok(Arc::new(Self(Mutex::new(known))))
     }
@@ -154,8 +154,8 @@ impl Samples {
             _ => {
                 let id =
                     digest(&SHA256, text.as_bytes()).as_ref().first_chunk().map_or(0, |id| i64::from_be_bytes(*id));
-                let novel = Sample { id, kind: kind.to_string(), text: text.to_owned(), durable: false.into() };
-                Packed { novel: Some((kind.clone(), Arc::new(novel))), ..Packed::plain(text) }
+                let novel = Sample { id, kind: Some(kind.clone()), text: text.to_owned(), durable: false.into() };
+                Packed { novel: Some(Arc::new(novel)), ..Packed::plain(text) }
             }
         }
     }
@@ -183,13 +183,15 @@ impl Samples {
         if let Some(sample) = &packed.sample {
             sample.durable.store(true, Ordering::Relaxed);
         }
-        if let Some((kind, novel)) = &packed.novel {
+        if let Some(novel) = &packed.novel
+            && let Some(kind) = &novel.kind
+        {
             let mut known = lock(&self.0);
             let samples = known.of_kind.get(kind).map_or(&[][..], |samples| samples);
             // Several of the same sort may have been written at once.
             let alike = |sample: &Arc<Sample>| Packed::difference(Arc::clone(sample), &novel.text).pays(&novel.text);
             if samples.len() < MOST && !samples.iter().any(alike) {
-                known.add(Some(kind.clone()), Arc::clone(novel));
+                known.add(Arc::clone(novel));
             }
         }
     }
@@ -235,9 +237,11 @@ impl Packed {
 
     /// Writes, in the transaction of the text, what it needs to be read again.
     pub(super) fn write_sample(&self, conn: &Connection) -> Result<(), Fault> {
-        if let Some(sample) = &self.sample {
+        if let Some(sample) = &self.sample
+            && let Some(kind) = &sample.kind
+        {
             let sql = "INSERT OR IGNORE INTO samples (id, kind, text) VALUES (?1, ?2, ?3)";
-            conn.prepare_cached(sql)?.execute((sample.id, &sample.kind, &sample.text))?;
+            conn.prepare_cached(sql)?.execute((sample.id, kind.to_string(), &sample.text))?;
         }
         Ok(())
     }
