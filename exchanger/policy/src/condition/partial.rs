@@ -62,12 +62,10 @@ fn truths(expr: &IdedExpr, known: &Known) -> Option<Outcomes> {
                 let found = |element| compared(item, element, known, |a, b| a == b);
                 list.elements.iter().map(found).fold(NO, either)
             }
-            _ => compared(
-                item,
-                list,
-                known,
-                |item, list| matches!((item, list), (Value::Text(item), Value::List(list)) if list.iter().any(|one| **one == **item)),
-            ),
+            _ => compared(item, list, known, |item, list| match (item, list) {
+                (Value::Text(item), Value::List(list)) => list.iter().any(|one| **one == **item),
+                _ => false,
+            }),
         },
         ("startsWith", Some(text), [part]) => compared_texts(text, part, known, |text, part| text.starts_with(part)),
         ("endsWith", Some(text), [part]) => compared_texts(text, part, known, |text, part| text.ends_with(part)),
