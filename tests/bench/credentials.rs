@@ -126,7 +126,8 @@ pub(crate) fn measure(exchanger: &Path, bao: &Path, directory: &Path, time: Dura
 }
 
 async fn set_up(exchanger: &Path, bao: &Path, directory: &Path) -> Result<World> {
-    let postgres = Postgres::start().await;
+    // Durable, as it is anywhere else: OpenBao holds a lock until a role is committed.
+    let postgres = Postgres::start_with(&["fsync=on"]).await;
     postgres.admin().await.batch_execute("CREATE ROLE app").await?;
     let authority = MutualTls::start().await;
     let (key, password) = (directory.join("ssh"), directory.join("password"));
