@@ -122,9 +122,10 @@ impl Holdings {
     fn read(answer: &[SimpleQueryMessage]) -> Self {
         let mut holdings = Self { works: false, databases: Vec::new() };
         for message in answer {
-            if let SimpleQueryMessage::Row(row) = message {
-                holdings.works |= row.get(0).is_some_and(|count| count != "0");
-                holdings.databases.extend(row.get(1).map(str::to_owned));
+            let SimpleQueryMessage::Row(row) = message else { continue };
+            match row.get(0) {
+                Some(database) => holdings.databases.push(database.to_owned()),
+                None => holdings.works = true,
             }
         }
         holdings

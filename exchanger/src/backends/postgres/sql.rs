@@ -96,16 +96,18 @@ pub(super) fn lock_out(role: &Identifier) -> String {
     format!("SET LOCAL synchronous_commit = off; ALTER ROLE {role} NOLOGIN VALID UNTIL '-infinity'")
 }
 
-/// What the role still holds on to: its open sessions and prepared transactions, and the databases where it
-/// owns something or was granted something (`pg_shdepend` is one catalogue for the whole cluster).
+/// What the role still holds on to: a row of nothing for each open session and prepared transaction, then a row
+/// for each database where it owns something or was granted something (`pg_shdepend` is one catalogue for the whole
+/// cluster). In this order: who is no longer at work owns nothing more later. Statements of their own, of which
+/// none reads `pg_stat_activity`: PostgreSQL plans these in less than half of the time.
 pub(super) fn holdings(role: &Identifier) -> String {
+    let (name, quoted) = (literal(role.as_str()), literal(&role.to_string()));
     format!(
-        "SELECT (SELECT count(*) FROM pg_stat_activity a WHERE a.usesysid = r.oid) \
-         + (SELECT count(*) FROM pg_prepared_xacts p WHERE p.owner = r.rolname), d.datname \
-         FROM pg_roles r LEFT JOIN pg_shdepend s ON s.refclassid = 'pg_authid'::regclass AND s.refobjid = r.oid \
-         LEFT JOIN pg_database d ON d.oid = s.dbid OR (s.dbid = 0 AND d.datname = current_database()) \
-         WHERE r.rolname = {} GROUP BY r.oid, r.rolname, d.datname",
-        literal(role.as_str())
+        "SELECT NULL FROM pg_stat_get_backend_idset() AS backend (id) \
+         WHERE pg_stat_get_backend_userid(backend.id) = to_regrole({quoted}); \
+         SELECT NULL FROM pg_prepared_xacts WHERE owner = {name}; \
+         SELECT DISTINCT coalesce((SELECT datname FROM pg_database d WHERE d.oid = s.dbid), current_database()) \
+         FROM pg_shdepend s WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = to_regrole({quoted})"
     )
 }
 
