@@ -65,6 +65,8 @@ struct Inner {
     apps: BTreeMap<String, App>,
     tokens: Vec<Token>,
     asked: Vec<String>,
+    /// The body of the last request for a token.
+    body: Value,
     violations: Vec<String>,
     lose_answers: u32,
     give_more: bool,
@@ -114,6 +116,12 @@ impl GitHubApi {
     #[must_use]
     pub fn asked(&self) -> Vec<String> {
         self.shared.inner().asked.clone()
+    }
+
+    /// The body of the last request for a token.
+    #[must_use]
+    pub fn body(&self) -> Value {
+        self.shared.inner().body.clone()
     }
 
     /// Which requests the description did not allow.
@@ -203,6 +211,7 @@ async fn create(
     app.remaining -= 1;
     let limits = [("x-ratelimit-remaining", app.remaining.to_string()), ("x-ratelimit-reset", (now + 600).to_string())];
     let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
+    inner.body.clone_from(&asked);
     let token = match narrow(&asked, inner.give_more) {
         Ok((repositories, permissions)) => {
             let text = format!("ghs_{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());

@@ -41,6 +41,8 @@ struct Token {
 #[derive(Default)]
 struct Inner {
     tokens: Vec<Token>,
+    /// The place that was named last.
+    named: String,
     lose_answers: u32,
     rotations: u32,
 }
@@ -77,6 +79,12 @@ impl GitLabApi {
     #[must_use]
     pub fn live(&self) -> Vec<String> {
         self.shared.inner().tokens.iter().filter(|token| !token.revoked).map(|token| token.name.clone()).collect()
+    }
+
+    /// The place that a token was last asked for.
+    #[must_use]
+    pub fn named(&self) -> String {
+        self.shared.inner().named.clone()
     }
 
     /// Makes tokens that are nobody's business, more than fit a page.
@@ -160,6 +168,7 @@ async fn create(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    api.inner().named.clone_from(&place);
     if let Err(refusal) = api.admits(&headers, &kind, &place) {
         return refusal;
     }

@@ -43,6 +43,7 @@ struct Shared {
     /// Which subject may be which service account.
     bindings: Mutex<Vec<(String, String)>>,
     tokens: Mutex<BTreeMap<String, Token>>,
+    asked: Mutex<Vec<(&'static str, String)>>,
     refused: Mutex<Vec<String>>,
 }
 
@@ -63,6 +64,7 @@ impl Google {
             issuer: Mutex::default(),
             bindings: Mutex::default(),
             tokens: Mutex::default(),
+            asked: Mutex::default(),
             refused: Mutex::default(),
         });
         let router = Router::new().fallback(handle).with_state(Arc::clone(&shared));
@@ -81,6 +83,13 @@ impl Google {
         self.shared.bindings.lock().expect("no test dies in here").push(binding);
     }
 
+    /// What was asked for last, by one of: `subject`, `account`, `bucket`, `prefix` (as a condition has it).
+    #[must_use]
+    pub fn asked(&self, what: &str) -> String {
+        let asked = self.shared.asked.lock().expect("no test dies in here");
+        asked.iter().rfind(|(kind, _)| *kind == what).map(|(_, text)| text.clone()).unwrap_or_default()
+    }
+
     /// Why requests were refused so far.
     #[must_use]
     pub fn refused(&self) -> Vec<String> {
@@ -92,6 +101,14 @@ impl Drop for Google {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// What names must begin with, by a rule's condition. The form in which the documentation writes it; nothing else
+/// is understood here.
+fn prefix(rule: &Value) -> Option<String> {
+    let condition = rule["availabilityCondition"]["expression"].as_str()?;
+    let rest = condition.strip_prefix("resource.name.startsWith('").expect("a condition on the name");
+    Some(rest.split_once('\'').expect("a closed literal").0.to_owned())
 }
 
 /// A status, Google's error code and a message.
@@ -135,6 +152,10 @@ async fn handle(
 }
 
 impl Shared {
+    fn note(&self, what: &'static str, text: &str) {
+        self.asked.lock().expect("no test dies in here").push((what, text.to_owned()));
+    }
+
     fn keep(&self, prefix: &str, token: Token) -> String {
         let text = format!("{prefix}.{}", uuid::Uuid::new_v4().simple());
         self.tokens.lock().expect("no test dies in here").insert(text.clone(), token);
@@ -197,6 +218,7 @@ impl Shared {
         };
         let claims = verify(token, &trust).await.map_err(|why| (StatusCode::BAD_REQUEST, "invalid_grant", why))?;
         let subject = claims["sub"].as_str().unwrap_or_default().to_owned();
+        self.note("subject", &subject);
         if subject.is_empty() || subject.len() > 127 {
             return Err((StatusCode::BAD_REQUEST, "invalid_grant", "google.subject has 1 to 127 bytes".to_owned()));
         }
@@ -211,10 +233,16 @@ impl Shared {
         let fits = |rule: &Value| {
             let resource = rule["availableResource"].as_str().unwrap_or_default();
             let roles = rule["availablePermissions"].as_array();
-            resource.starts_with("//storage.googleapis.com/projects/_/buckets/")
-                && roles.is_some_and(|roles| {
-                    !roles.is_empty() && roles.iter().all(|r| r.as_str().is_some_and(|r| r.starts_with("inRole:")))
-                })
+            let Some(bucket) = resource.strip_prefix("//storage.googleapis.com/projects/_/buckets/") else {
+                return false;
+            };
+            self.note("bucket", bucket);
+            if let Some(prefix) = prefix(rule) {
+                self.note("prefix", &prefix);
+            }
+            roles.is_some_and(|roles| {
+                !roles.is_empty() && roles.iter().all(|r| r.as_str().is_some_and(|r| r.starts_with("inRole:")))
+            })
         };
         if !rules.as_array().is_some_and(|rules| (1..=10).contains(&rules.len()) && rules.iter().all(fits)) {
             return Err(invalid("the access boundary is malformed"));
@@ -228,6 +256,7 @@ impl Shared {
             Some(Token::Federated { subject, expires }) if expires > now => subject,
             _ => return Err((StatusCode::UNAUTHORIZED, "UNAUTHENTICATED", "no valid federated token".to_owned())),
         };
+        self.note("account", account);
         let body: Value = serde_json::from_slice(body).map_err(|error| invalid(error.to_string()))?;
         if body
             .as_object()
@@ -278,13 +307,7 @@ impl Shared {
         let name = format!("projects/_/buckets/{bucket}/objects/{}", object.replace("%2F", "/"));
         let within = |rule: &Value| {
             let bucket = format!("//storage.googleapis.com/projects/_/buckets/{bucket}");
-            let condition = rule["availabilityCondition"]["expression"].as_str();
-            // The form in which the documentation writes the condition; nothing else is understood here.
-            let prefix = condition.map(|text| {
-                let rest = text.strip_prefix("resource.name.startsWith('").expect("a condition on the name");
-                rest.split_once('\'').expect("a closed literal").0.to_owned()
-            });
-            rule["availableResource"] == bucket.as_str() && prefix.is_none_or(|prefix| name.starts_with(&prefix))
+            rule["availableResource"] == bucket.as_str() && prefix(rule).is_none_or(|prefix| name.starts_with(&prefix))
         };
         match rules {
             Some(rules) if !rules.as_array().is_some_and(|rules| rules.iter().any(within)) => {
